@@ -1,0 +1,61 @@
+"""The agents this process can import: filled by `execution/registry.py`, read wherever an agent's options matter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec:
+    """One registered agent. `None` means: the setting of that name decides. Times are seconds."""
+
+    name: str
+    function: Callable[..., Any]
+    version: str = "1"
+    queue: str | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    timeout_seconds: float | None = None
+
+
+_agents: dict[str, AgentSpec] = {}
+
+
+def add(spec: AgentSpec) -> None:
+    """Remember an agent; a name taken by another function is a programming error (ValueError)."""
+    known = _agents.get(spec.name)
+    if known is not None and (known.function.__module__, known.function.__qualname__) != (
+        spec.function.__module__,
+        spec.function.__qualname__,
+    ):
+        raise ValueError(
+            f"agent {spec.name!r} is registered twice: {known.function.__module__}.{known.function.__qualname__} "
+            f"and {spec.function.__module__}.{spec.function.__qualname__}"
+        )
+    _agents[spec.name] = spec
+
+
+def find(name: str) -> AgentSpec | None:
+    """The agent of this name, or None."""
+    return _agents.get(name)
+
+
+def remove(name: str) -> None:
+    """Forget an agent (tests register short-lived ones)."""
+    _agents.pop(name, None)
+
+
+def names() -> list[str]:
+    """Names of all agents of this process, sorted."""
+    return sorted(_agents)
+
+
+def options(spec: AgentSpec) -> dict[str, Any]:
+    """What the agent asks for of the queue, as a registration stores it for processes that cannot import it."""
+    wishes = {
+        "queue": spec.queue,
+        "priority": spec.priority,
+        "max_attempts": spec.max_attempts,
+        "timeout_seconds": spec.timeout_seconds,
+    }
+    return {name: value for name, value in wishes.items() if value is not None}

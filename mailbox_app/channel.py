@@ -1,0 +1,100 @@
+"""Redis, for what may be lost: the flag that a queue's signal is on its way, and live deltas.
+
+Without `redis_url`, and while Redis is in trouble, every call is a no-op that answers quickly: signals are sent without
+coalescing, and whoever waits for a hint finds the rows with its next poll. Nothing here raises.
+"""
+
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from mailbox_app.conf import conf
+from mailbox_app.telemetry import observe
+
+_PREFIX = "mailbox:"
+
+
+class Breaker:
+    """Leaves a failing peer alone for `broker_retry_seconds`, so that its trouble is paid for once and not per call."""
+
+    def __init__(self) -> None:
+        self._open_until = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return time.monotonic() < self._open_until
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Count a failure and leave the peer alone for a while."""
+        self._open_until = time.monotonic() + conf.broker_retry_seconds
+        observe(f"{what}.failed", level=logging.WARNING, error=type(error).__name__, message=str(error)[:200])
+
+    def reset(self) -> None:
+        """Forget the last failure."""
+        self._open_until = 0.0
+
+
+# One for broker and Redis: they are usually the same server, and a caller should wait for it once.
+breaker = Breaker()
+
+_clients: dict[tuple[int, str], "redis.Redis"] = {}
+
+
+def _client() -> "redis.Redis | None":
+    """This process's client (a pool of connections), or None when there is none to be used now."""
+    url = conf.redis_url
+    if not url or breaker.is_open:
+        return None
+    key = (os.getpid(), url)
+    if key not in _clients:
+        _clients[key] = redis.Redis.from_url(
+            url,
+            socket_timeout=conf.broker_timeout_seconds,
+            socket_connect_timeout=conf.broker_timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=25,
+        )
+    return _clients[key]
+
+
+def raise_flag(queue: str) -> bool:
+    """Say that a signal for the queue is about to be sent. False: one is on its way already, send none.
+
+    The flag falls by itself after `signal_flag_seconds`, so a signal that got lost is not waited for longer.
+    """
+    client = _client()
+    if client is None:
+        return True
+    try:
+        return bool(client.set(f"{_PREFIX}signal:{queue}", 1, nx=True, px=int(conf.signal_flag_seconds * 1000)))
+    except redis.RedisError as error:
+        breaker.failed("channel", error)
+        return True
+
+
+def lower_flag(queue: str) -> None:
+    """Say that the queue's signal has arrived: the next due work may send one again."""
+    client = _client()
+    if client is None:
+        return
+    try:
+        client.delete(f"{_PREFIX}signal:{queue}")
+    except redis.RedisError as error:
+        breaker.failed("channel", error)
+
+
+def publish(topic: str, message: dict[str, Any]) -> None:
+    """Tell whoever listens on the topic just now."""
+    client = _client()
+    if client is None:
+        return
+    try:
+        client.publish(f"{_PREFIX}{topic}", json.dumps(message))
+    except redis.RedisError as error:
+        breaker.failed("channel", error)

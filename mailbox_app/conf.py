@@ -1,0 +1,126 @@
+"""Every setting of the app, on one typed class, read lazily from `settings.MAILBOX`.
+
+Names carry their unit: `_seconds`, `_bytes`; the others are counts or names. A key that is unknown, of the wrong type or
+out of its range stops the process with system check `mailbox.E001`, which names it.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+def _setting(default: Any, meaning: str, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`MAILBOX = {"lease_seconds": 30, …}`; every key is optional."""
+
+    redis_url: str = _setting(
+        "", "Redis for hints and live deltas; empty: no hints, everything arrives with the next tick or sweep"
+    )
+    default_queue: str = _setting("mailbox.default", "Celery queue of a dispatch whose agent names none")
+    maintenance_queue: str = _setting("mailbox.maintenance", "Celery queue of due tick, sweep and gc")
+    default_agent: str = _setting("default", "agent of a submission that names none, on a thread that had none")
+    lease_seconds: float = _setting(30.0, "how long a claim is good for without renewal", least=0.5)
+    renewal_seconds: float = _setting(0.0, "how often leases are renewed; 0: a third of the lease", least=0)
+    due_tick_seconds: float = _setting(1.0, "how often scheduled and backed-off work is promoted", least=0.05)
+    sweep_seconds: float = _setting(5.0, "how often lost leases and lost signals are looked for", least=0.1)
+    gc_seconds: float = _setting(60.0, "how often rows past their retention are pruned", least=1)
+    batch_size: int = _setting(100, "rows one tick, sweep or gc statement takes at most", least=1, most=10_000)
+    pass_seconds: float = _setting(1.0, "how long one tick, sweep or gc goes on before it leaves the rest", least=0.05)
+    claim_budget_seconds: float = _setting(
+        1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
+    )
+    max_attempts: int = _setting(5, "failures after which a dispatch is a dead letter", least=1, most=1000)
+    max_lost: int = _setting(5, "lost leases after which a dispatch is a dead letter", least=1, most=1000)
+    retry_delay_seconds: float = _setting(0.25, "backoff after the first failure; doubles with each", least=0)
+    max_retry_delay_seconds: float = _setting(30.0, "longest backoff", least=0)
+    timeout_seconds: float = _setting(3600.0, "longest activation of an agent that names no limit", least=0.1)
+    default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
+    agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
+    dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)
+    event_retention_seconds: float = _setting(30 * 86_400.0, "how long an event is kept", least=0)
+    dead_letter_retention_seconds: float = _setting(
+        30 * 86_400.0, "how long an unresolved dead letter is kept", least=0
+    )
+    idempotency_retention_seconds: float = _setting(86_400.0, "how long an Idempotency-Key is remembered", least=0)
+    idempotency_wait_seconds: float = _setting(2.0, "how long a repeat waits for the first to finish", least=0.01)
+    registration_retention_seconds: float = _setting(
+        30 * 86_400.0, "how long the registration of a worker that is gone is kept", least=0
+    )
+    max_content_bytes: int = _setting(1_048_576, "longest content of one message, as UTF-8 JSON", least=1)
+    max_messages: int = _setting(100, "most messages of one submission", least=1)
+    max_metadata_bytes: int = _setting(65_536, "longest metadata or options object, as UTF-8 JSON", least=2)
+    max_result_bytes: int = _setting(8_388_608, "longest journalled result or final output, as UTF-8 JSON", least=2)
+    signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)
+    broker_timeout_seconds: float = _setting(1.0, "longest a caller waits for the broker or Redis", least=0.05)
+    broker_retry_seconds: float = _setting(5.0, "how long the broker is left alone after it failed", least=0)
+    scope_for_user: str = _setting(
+        "mailbox_app.api.v1.permissions.default_scope", "dotted path: (user) -> scope of a session's requests"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.renewal_seconds:
+            object.__setattr__(self, "renewal_seconds", self.lease_seconds / 3)
+
+
+def problems(given: Any) -> list[str]:
+    """What is wrong with a MAILBOX value, one sentence per key; [] if nothing is."""
+    if not isinstance(given, dict):
+        return [f"MAILBOX must be a dict, not {type(given).__name__}."]
+    known = {f.name: f for f in fields(Settings)}
+    found = []
+    for key, value in given.items():
+        if key not in known:
+            found.append(f"MAILBOX has no key {key!r}.")
+            continue
+        spec = known[key]
+        if isinstance(spec.default, str):
+            if not isinstance(value, str):
+                found.append(f"MAILBOX[{key!r}] must be a string, not {value!r}.")
+            continue
+        kinds: tuple[type, ...] = (int,) if isinstance(spec.default, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            found.append(f"MAILBOX[{key!r}] must be {' or '.join(k.__name__ for k in kinds)}, not {value!r}.")
+            continue
+        least, most = spec.metadata["least"], spec.metadata["most"]
+        if (least is not None and value < least) or (most is not None and value > most):
+            bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+            found.append(f"MAILBOX[{key!r}] must be {bounds}, not {value!r}.")
+    if not found:
+        read = Settings(**given)
+        if read.renewal_seconds > read.lease_seconds / 2:
+            found.append(
+                "MAILBOX['renewal_seconds'] must be at most half of lease_seconds: one lost renewal is normal."
+            )
+        for key in ("default_queue", "maintenance_queue", "default_agent"):
+            if not getattr(read, key).strip():
+                found.append(f"MAILBOX[{key!r}] must not be blank.")
+    return found
+
+
+class _Reader:
+    """Attribute access to the current Settings, re-read when `settings.MAILBOX` is another object."""
+
+    _source: Any = None
+    _settings: Settings | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.read(), name)
+
+    def read(self) -> Settings:
+        source = getattr(django_settings, "MAILBOX", None)
+        if self._settings is None or source is not self._source:
+            given = {} if source is None else source
+            found = problems(given)
+            if found:
+                raise ImproperlyConfigured(" ".join(found))
+            self._settings, self._source = Settings(**given), source
+        return self._settings
+
+
+conf = _Reader()

@@ -1,0 +1,186 @@
+"""The error tree. The class says what the caller should do, `code` is API, the message states facts.
+
+MailboxError
+├── Refused                    the call changed nothing; the reason is in the call or in the state it met
+│   ├── InvalidInput           mend the input; `errors` names each field and limit
+│   ├── NotFound               no such row in your scope
+│   ├── Gone                   it was here and has been deleted or pruned
+│   └── Conflict               the state has moved on: look again, then decide
+├── Retryable                  try again: nothing was written, nothing is wrong with the call
+└── AgentError                 raised to or by a team's own agent
+    ├── Transient              the runner retries the activation (a team raises it, or its own subclass)
+    └── Permanent              the runner dead-letters at once
+        └── ReplayMismatch     the agent's code changed under a journal it had begun
+
+Stop (BaseException)           the activation is over; let it pass through your `except Exception`
+├── LeaseLost                  another worker owns the run now: write nothing more
+└── Cancelled                  somebody asked the run to stop
+"""
+
+from typing import Any
+
+
+class MailboxError(Exception):
+    """Base of everything the app raises on purpose."""
+
+    code = "mailbox_error"
+
+    def __init__(self, message: str = "", **facts: Any) -> None:
+        super().__init__(message or (self.__doc__ or "").splitlines()[0])
+        self.facts = facts
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class Refused(MailboxError):
+    """The call was refused and changed nothing."""
+
+    code = "refused"
+
+
+class InvalidInput(Refused):
+    """Something in the input is not acceptable.
+
+    `errors` is [{"field": "messages[0].content", "code": "too_long", "message": "…"}], at least one entry.
+    """
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, code: str, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.errors: list[dict[str, str]] = [{"field": field, "code": code, "message": message}]
+
+
+class UnknownAgent(InvalidInput):
+    """No worker has registered the agent and it cannot be imported here."""
+
+    code = "unknown_agent"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__("agent", "unknown_agent", f"no worker has registered an agent named {agent!r}", agent=agent)
+
+
+class NotFound(Refused):
+    """There is no such row in your scope."""
+
+    code = "not_found"
+
+
+class ThreadNotFound(NotFound):
+    """There is no such thread in your scope."""
+
+    code = "thread_not_found"
+
+
+class RunNotFound(NotFound):
+    """There is no such run in your scope."""
+
+    code = "run_not_found"
+
+
+class Gone(Refused):
+    """The row has been deleted."""
+
+    code = "gone"
+
+
+class CursorPruned(Gone):
+    """The events after this cursor are past their retention."""
+
+    code = "cursor_pruned"
+
+
+class Conflict(Refused):
+    """The state has moved on."""
+
+    code = "conflict"
+
+
+class ActiveRunConflict(Conflict):
+    """The thread has an open run and the caller asked to be refused then."""
+
+    code = "active_run_conflict"
+
+
+class DuplicateKey(Conflict):
+    """Another run that is not done holds this dedupe key."""
+
+    code = "duplicate_key"
+
+
+class AlreadyExists(Conflict):
+    """A row with this id or key exists."""
+
+    code = "already_exists"
+
+
+class IdempotencyKeyReused(Conflict):
+    """The Idempotency-Key was used before, with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class RequestInFlight(Conflict):
+    """The first request with this Idempotency-Key has not finished."""
+
+    code = "request_in_flight"
+
+
+class Retryable(MailboxError):
+    """Nothing was written and nothing is wrong with the call: try again."""
+
+    code = "retryable"
+
+
+class AgentError(MailboxError):
+    """Raised to, or by, a team's own agent."""
+
+    code = "agent_error"
+
+
+class Transient(AgentError):
+    """The activation failed, and may succeed later; `retry_after` (seconds) replaces the backoff."""
+
+    code = "transient"
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after = retry_after
+
+
+class Permanent(AgentError):
+    """The activation failed, and would fail again: dead-letter it now."""
+
+    code = "permanent"
+
+
+class TimedOut(Transient):
+    """The activation ran past its time limit."""
+
+    code = "timed_out"
+
+
+class ReplayMismatch(Permanent):
+    """A replayed verb was called with other arguments than its journal entry holds."""
+
+    code = "replay_mismatch"
+
+
+class Stop(BaseException):
+    """The activation is over. Once raised, every further verb of the context raises it again."""
+
+    code = "stop"
+
+
+class LeaseLost(Stop):
+    """The claim token no longer owns the dispatch: swept, superseded or settled meanwhile."""
+
+    code = "lease_lost"
+
+
+class Cancelled(Stop):
+    """The run was asked to stop."""
+
+    code = "cancelled"

@@ -1,0 +1,149 @@
+"""Run one claim: context, agent, outcome, settle. Nothing is locked and no transaction is open while the agent runs."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.db import InterfaceError, OperationalError, connection
+
+from mailbox_app import catalogue
+from mailbox_app.conf import conf
+from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, Stop
+from mailbox_app.execution.context import Context
+from mailbox_app.execution.contract import outcome_of
+from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.operations import inputs, settle
+from mailbox_app.operations.ownership import Claim
+from mailbox_app.outcomes import Failed, Finished, Outcome, Retry, Stopped
+from mailbox_app.telemetry import observe
+
+# How long past its time limit a child may go on before C code ends it: the keeper's settle gets this long.
+_HARD_LIMIT_GRACE_SECONDS = 5.0
+
+
+def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
+    """Execute a claimed dispatch to its end. Returns also when the lease was lost: then nothing more is written.
+
+    `own_process`: this process runs one agent at a time and may be killed (prefork); its time limit is enforced. A thread
+    cannot be killed: a run past its limit is settled without it, and its verbs raise from then on.
+    """
+    started = time.monotonic()
+    spec = catalogue.find(claim.agent)
+    context = Context(claim)
+    limit = (spec.timeout_seconds if spec else None) or conf.timeout_seconds
+
+    def time_out() -> None:
+        context._stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit} s"))
+        message = f"the activation ran past its limit of {limit:g} s"
+        _settle(claim, Retry(code="timed_out", message=message))
+        if own_process:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process),
+        keeper.holding(claim, stop_with=context._stop_with, on_timeout=time_out, timeout=limit),
+    ):
+        outcome = _execute(claim, context)
+        if outcome is not None:
+            _settle(claim, outcome)
+    observe(
+        "run.executed",
+        run_id=claim.run_id,
+        thread_id=claim.thread_id,
+        dispatch_id=claim.dispatch_id,
+        agent=claim.agent,
+        attempt=claim.attempt,
+        outcome=type(outcome).__name__.lower() if outcome else "lease_lost",
+        seconds=round(time.monotonic() - started, 4),
+    )
+
+
+def _execute(claim: Claim, context: Context) -> Outcome | None:
+    """Call the agent; how it ended, or None when its lease was lost."""
+    spec = catalogue.find(claim.agent)
+    if spec is None:
+        return Retry(code="agent_missing", message=f"this worker has no agent named {claim.agent!r}")
+    outcome: Outcome | None = None
+    try:
+        output = spec.function(context)
+        outcome = _finished(output, context)
+    except Stop:
+        pass  # judged below: the first stop wins, whatever the agent made of it
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # the worker's own shutdown, not the agent's sys.exit()
+        outcome = outcome_of(error if isinstance(error, Exception) else RuntimeError(f"sys.exit({error.code!r})"))
+        observe(
+            "agent.failed",
+            level=30,
+            run_id=claim.run_id,
+            agent=claim.agent,
+            error=type(error).__name__,
+            traceback=traceback.format_exc(limit=-8),
+        )
+    stop = context._stop
+    if isinstance(stop, Cancelled):
+        return Stopped()
+    return outcome if stop is None else None
+
+
+def _finished(output: object, context: Context) -> Outcome:
+    """The agent's return value as an outcome; a value that cannot be stored fails the run, and would again."""
+    try:
+        return Finished(
+            output=inputs.document("output", output, most_bytes=conf.max_result_bytes),
+            state=inputs.document("state", context.state, most_bytes=conf.max_result_bytes),
+        )
+    except InvalidInput as error:
+        return Failed(code="invalid_output", message=error.message)
+
+
+def _settle(claim: Claim, outcome: Outcome) -> None:
+    """Tell the database, again and again while the lease may last: a settle that already won recognises itself."""
+    give_up_at = time.monotonic() + conf.lease_seconds
+    pause = 0.05
+    while True:
+        try:
+            _tell(claim, outcome)
+            return
+        except LeaseLost:
+            observe("settle.refused", level=30, dispatch_id=claim.dispatch_id, outcome=type(outcome).__name__.lower())
+            return
+        except (OperationalError, InterfaceError) as error:
+            if time.monotonic() >= give_up_at:
+                raise
+            observe("settle.retried", level=30, dispatch_id=claim.dispatch_id, error=type(error).__name__)
+            connection.close()
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+
+def _tell(claim: Claim, outcome: Outcome) -> None:
+    match outcome:
+        case Finished():
+            settle.complete(claim, output=outcome.output, state=outcome.state)
+        case Retry():
+            settle.nack(claim, code=outcome.code, message=outcome.message, retry_after=outcome.after)
+        case Failed():
+            settle.dead_letter(claim, code=outcome.code, message=outcome.message)
+        case Stopped():
+            settle.stopped(claim)
+
+
+@contextmanager
+def _hard_limit(seconds: float, *, enforced: bool) -> Iterator[None]:
+    """End this process if the block lasts longer, even in C code that never lets Python run again."""
+    if not enforced:
+        yield
+        return
+    # A C thread that needs no interpreter lock; it prints where every thread stood, then _exit(1).
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,66 @@
+"""What is told to whom after commit. All of it may be lost; each function says what makes up for it."""
+
+import logging
+import os
+from typing import Any
+
+from celery import current_app
+from django.db import transaction
+from kombu import Connection
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.pools import ProducerPool
+
+from mailbox_app import channel
+from mailbox_app.conf import conf
+from mailbox_app.models import Thread
+from mailbox_app.telemetry import observe
+
+EXECUTE = "mailbox.execute"
+
+# Threads of one process that may be sending a signal at the same time.
+_PUBLISHERS = 10
+
+_pools: dict[tuple[int, str], ProducerPool] = {}
+
+
+def tell(thread: Thread) -> None:
+    """After the transaction that held this thread's fence: wake a worker if its head has just become due.
+
+    Lost with the process or the broker: the sweep wakes a worker for every queue that has due work.
+    """
+    if thread.became_due and thread.due_queue is not None:
+        queue = thread.due_queue
+        transaction.on_commit(lambda: wake(queue), robust=True)
+
+
+def wake(queue: str, *, even_if_flagged: bool = False) -> None:
+    """Send the queue's signal, unless one is on its way. Takes at most about `broker_timeout_seconds`, once.
+
+    A signal carries nothing: whoever gets it claims what is due then. Lost: see `tell`.
+    """
+    if channel.breaker.is_open or (not channel.raise_flag(queue) and not even_if_flagged):
+        return
+    if channel.breaker.is_open:  # it opened while the flag was being raised: the broker is the same server
+        return
+    try:
+        with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:
+            current_app.send_task(EXECUTE, queue=queue, producer=publisher, retry=False, ignore_result=True)
+    except (OperationalError, LimitExceeded, OSError, TimeoutError) as error:
+        _pools.clear()
+        channel.breaker.failed("signal", error)
+    else:
+        observe("signal.sent", level=logging.DEBUG, queue=queue)
+
+
+def _publishers() -> ProducerPool:
+    """This process's connections for signals: time-boxed, unlike Celery's own, whose sockets may block without end."""
+    url = current_app.conf.broker_write_url or current_app.conf.broker_url
+    key = (os.getpid(), url)
+    if key not in _pools:
+        timeout = conf.broker_timeout_seconds
+        options: dict[str, Any] = dict(current_app.conf.broker_transport_options or {})
+        if url.startswith(("redis", "rediss", "unix")):
+            options |= {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry_on_timeout": False}
+        connection = Connection(url, connect_timeout=timeout, transport_options=options)
+        _pools[key] = ProducerPool(connections=connection.Pool(limit=_PUBLISHERS), limit=_PUBLISHERS)
+    return _pools[key]

@@ -1,0 +1,42 @@
+"""The nouns. A status changes only through `move()`; a thread's things change only under its `fence()`."""
+
+from mailbox_app.models.api import ApiToken, IdempotencyKey, token_digest
+from mailbox_app.models.base import uuid7
+from mailbox_app.models.dispatch import UNCLAIMED, Dispatch, Resolution
+from mailbox_app.models.event import TERMINAL_KINDS, Event, Kind
+from mailbox_app.models.journal import JournalEntry
+from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
+from mailbox_app.models.outbox import Outbox, OutboxKind
+from mailbox_app.models.run import Run, TerminationType
+from mailbox_app.models.thread import BlockedReason, Thread
+from mailbox_app.models.ticket import Ticket
+from mailbox_app.models.worker import AgentRegistration, Maintenance
+
+__all__ = [
+    "TERMINAL_KINDS",
+    "UNCLAIMED",
+    "AgentRegistration",
+    "ApiToken",
+    "BlockedReason",
+    "Boundary",
+    "Dispatch",
+    "Event",
+    "Granularity",
+    "IdempotencyKey",
+    "JournalEntry",
+    "Kind",
+    "Maintenance",
+    "Message",
+    "Outbox",
+    "OutboxKind",
+    "ReadAt",
+    "Resolution",
+    "Role",
+    "Run",
+    "TerminationType",
+    "Thread",
+    "Ticket",
+    "Visibility",
+    "token_digest",
+    "uuid7",
+]

@@ -1,0 +1,130 @@
+"""One user intent and its outcome."""
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.db.models import Q
+
+from mailbox_app.models.base import Moving, MovingQuerySet, iff, not_blank, uuid7
+from mailbox_app.models.thread import Thread
+from mailbox_app.states import OPEN_RUN, RunStatus
+
+if TYPE_CHECKING:
+    from django.db.models.fields.related_descriptors import RelatedManager
+
+    from mailbox_app.models.dispatch import Dispatch
+    from mailbox_app.models.journal import JournalEntry
+    from mailbox_app.models.message import Message
+
+
+class TerminationType(models.TextChoices):
+    """Why a run stopped, for now (suspended) or for good."""
+
+    NATURAL_END = "natural_end"
+    BEHAVIOR_REQUESTED = "behavior_requested"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+    SUSPENDED = "suspended"
+    ERROR = "error"
+
+
+class RunQuerySet(MovingQuerySet["Run"]):
+    def in_scope(self, scope: str) -> "RunQuerySet":
+        return self.filter(scope=scope)
+
+    def open(self) -> "RunQuerySet":
+        return self.filter(status__in=OPEN_RUN)
+
+    def done(self) -> "RunQuerySet":
+        return self.filter(status=RunStatus.DONE)
+
+    def not_done(self) -> "RunQuerySet":
+        return self.exclude(status=RunStatus.DONE)
+
+
+class Run(Moving):
+    NOUN = "run"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    client_id = models.CharField(max_length=200, null=True, blank=True)
+    scope = models.CharField(max_length=200)
+    dedupe_key = models.CharField(max_length=200, null=True, blank=True)
+    thread = models.ForeignKey(Thread, on_delete=models.CASCADE, related_name="runs", db_index=False)
+    agent = models.CharField(max_length=200)
+    code_version = models.CharField(max_length=100, blank=True, default="")
+    config_version = models.CharField(max_length=100, blank=True, default="")
+    parent_run = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="child_runs")
+    replay_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replays")
+    status = models.CharField(max_length=20, choices=RunStatus.choices, default=RunStatus.CREATED)
+    turn = models.IntegerField(default=1)
+    order = models.BigIntegerField()
+    # {"type": TerminationType, "detail": …}; null until the run first stops.
+    termination = models.JSONField(null=True, blank=True)
+    final_output = models.JSONField(null=True, blank=True)
+    # {"code", "message"}
+    error = models.JSONField(null=True, blank=True)
+    # {"reason", "message"}
+    waiting = models.JSONField(null=True, blank=True)
+    resume_at = models.DateTimeField(null=True, blank=True)
+    # {"from_seq", "to_seq", "message_ids"}
+    input = models.JSONField(default=dict, blank=True)
+    output = models.JSONField(default=dict, blank=True)
+    # Versioned snapshot of how the run came about: {"version", "origin", "sender", "options", "metadata", …}.
+    activation = models.JSONField(default=dict, blank=True)
+    state = models.JSONField(default=dict, blank=True)
+    steps = models.IntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = RunQuerySet.as_manager()
+
+    if TYPE_CHECKING:
+        thread_id: uuid.UUID
+        dispatches: "RelatedManager[Dispatch]"
+        messages: "RelatedManager[Message]"
+        journal: "RelatedManager[JournalEntry]"
+
+    class Meta:
+        constraints = [
+            not_blank("run_names_not_blank", "scope", "agent"),
+            models.CheckConstraint(condition=Q(status__in=RunStatus.values), name="run_status_known"),
+            models.CheckConstraint(condition=Q(turn__gte=1), name="run_turn_from_one"),
+            models.CheckConstraint(
+                condition=iff(Q(status=RunStatus.WAITING), Q(waiting__isnull=False)), name="run_waiting_iff_waiting_state"
+            ),
+            models.CheckConstraint(
+                condition=iff(Q(status=RunStatus.DONE), Q(finished_at__isnull=False)), name="run_done_iff_finished"
+            ),
+            models.CheckConstraint(
+                condition=Q(status=RunStatus.DONE) | Q(final_output__isnull=True, error__isnull=True),
+                name="run_outcome_only_when_done",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=[RunStatus.CREATED, RunStatus.DONE]) | Q(started_at__isnull=False),
+                name="run_open_only_after_start",
+            ),
+            models.UniqueConstraint(fields=["thread"], condition=Q(status__in=OPEN_RUN), name="run_one_open_per_thread"),
+            models.UniqueConstraint(
+                fields=["scope", "dedupe_key"], condition=~Q(status=RunStatus.DONE), name="run_dedupe_key_unique_while_not_done"
+            ),
+            models.UniqueConstraint(fields=["scope", "client_id"], name="run_client_id_unique_in_scope"),
+        ]  # fmt: skip
+        indexes = [
+            models.Index(fields=["thread", "-order"], name="run_of_thread"),
+            models.Index(fields=["scope", "-created_at", "-id"], name="run_recent_in_scope"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.agent} {self.pk}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.activation.get("options") or {})
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return dict(self.activation.get("metadata") or {})

@@ -1,0 +1,48 @@
+"""One question an agent put to a human."""
+
+from django.db import models
+from django.db.models import Q
+
+from mailbox_app.models.base import Moving, MovingQuerySet, iff, not_blank, uuid7
+from mailbox_app.models.run import Run
+from mailbox_app.states import TicketStatus
+
+
+class TicketQuerySet(MovingQuerySet["Ticket"]):
+    def open(self) -> "TicketQuerySet":
+        return self.filter(status=TicketStatus.OPEN)
+
+
+class Ticket(Moving):
+    NOUN = "ticket"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="tickets", db_index=False)
+    ticket_id = models.CharField(max_length=200)
+    status = models.CharField(max_length=20, choices=TicketStatus.choices, default=TicketStatus.OPEN)
+    question = models.TextField(blank=True, default="")
+    arguments = models.JSONField(default=dict, blank=True)
+    schema = models.JSONField(null=True, blank=True)
+    resume_mode = models.CharField(max_length=40, blank=True, default="")
+    expires_at = models.DateTimeField(null=True, blank=True)
+    answer = models.JSONField(null=True, blank=True)
+    decision_id = models.CharField(max_length=200, blank=True, default="")
+    answered_by = models.CharField(max_length=200, blank=True, default="")
+    answered_at = models.DateTimeField(null=True, blank=True)
+
+    objects = TicketQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            not_blank("ticket_id_not_blank", "ticket_id"),
+            models.CheckConstraint(condition=Q(status__in=TicketStatus.values), name="ticket_status_known"),
+            models.CheckConstraint(
+                condition=iff(Q(status=TicketStatus.ANSWERED), Q(answered_at__isnull=False)),
+                name="ticket_answered_iff_answered_at",
+            ),
+            models.UniqueConstraint(fields=["run", "ticket_id"], name="ticket_once_per_run"),
+        ]
+        indexes = [models.Index(fields=["expires_at", "id"], condition=Q(status=TicketStatus.OPEN), name="ticket_open")]
+
+    def __str__(self) -> str:
+        return self.ticket_id

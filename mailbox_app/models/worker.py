@@ -1,0 +1,58 @@
+"""What live workers can run, and when each maintenance pass last ran."""
+
+from datetime import timedelta
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from mailbox_app.models.base import not_blank
+
+
+class AgentRegistrationQuerySet(models.QuerySet["AgentRegistration"]):
+    def remembered(self, seconds: float) -> "AgentRegistrationQuerySet":
+        """Registrations seen within that time, whether their worker lives or not."""
+        return self.filter(seen_at__gte=Now() - timedelta(seconds=seconds))
+
+
+class AgentRegistration(models.Model):
+    """One agent one worker can run. `queues` and `slots` are the worker's."""
+
+    id = models.BigAutoField(primary_key=True)
+    worker = models.CharField(max_length=200)
+    agent = models.CharField(max_length=200)
+    version = models.CharField(max_length=100)
+    queues = models.JSONField(default=list)
+    slots = models.IntegerField(default=1)
+    # The agent's own options, so that a process that cannot import it knows them: {"max_attempts": …, "queue": …}.
+    options = models.JSONField(default=dict, blank=True)
+    registered_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+
+    objects = AgentRegistrationQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            not_blank("agent_registration_names_not_blank", "worker", "agent", "version"),
+            models.CheckConstraint(condition=Q(slots__gte=1), name="agent_registration_slots_from_one"),
+            models.UniqueConstraint(fields=["worker", "agent"], name="agent_registration_once_per_worker"),
+        ]
+        indexes = [models.Index(fields=["agent", "-seen_at"], name="agent_registration_of_agent")]
+
+    def __str__(self) -> str:
+        return f"{self.agent} {self.version} on {self.worker}"
+
+
+class Maintenance(models.Model):
+    """One row per periodic pass: who ran it last, and when. Its row lock keeps two from running at once."""
+
+    name = models.CharField(max_length=40, primary_key=True)
+    last_started_at = models.DateTimeField(null=True, blank=True)
+    last_finished_at = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=200, blank=True, default="")
+
+    class Meta:
+        verbose_name_plural = "maintenance"
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,57 @@
+"""What a worker holds while it executes, and the check each of its writes makes before anything else."""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from mailbox_app.errors import LeaseLost
+from mailbox_app.models import Dispatch, Message, Thread
+from mailbox_app.states import DispatchStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claimed dispatch: everything the runner needs, and the token that fences each of its writes."""
+
+    token: uuid.UUID
+    scope: str
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    dispatch_id: uuid.UUID
+    agent: str
+    queue: str
+    turn: int
+    # 1 for the first; counts failures and lost leases.
+    attempt: int
+    # Strictly increasing per thread: protects a team's own side effects against code that lost its lease.
+    fence: int
+    messages: Sequence[Message]
+    # The first number of this turn's input: history ends before it.
+    first_seq: int
+    state: dict[str, Any]
+    options: dict[str, Any]
+    metadata: dict[str, Any]
+    lease_until: datetime
+
+
+@contextmanager
+def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
+    """Hold the fence of the claim's thread and prove the claim; raises LeaseLost, and then nothing is written."""
+    with Thread.objects.fence(claim.thread_id) as thread:
+        dispatch = Dispatch.objects.held_by(claim.token).select_related("run").first()
+        if dispatch is None:
+            raise lost(claim)
+        yield thread, dispatch
+
+
+def has_ended(claim: Claim, *ends: DispatchStatus) -> bool:
+    """Whether this very claim has already ended in one of these ways: its own COMMIT won and the answer was lost."""
+    return Dispatch.objects.filter(pk=claim.dispatch_id, instance_id=claim.token, status__in=ends).exists()
+
+
+def lost(claim: Claim) -> LeaseLost:
+    """The error for a claim whose token owns nothing any more."""
+    return LeaseLost(f"dispatch {claim.dispatch_id} is no longer owned by {claim.token}")

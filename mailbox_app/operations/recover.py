@@ -1,0 +1,105 @@
+"""Find what was lost: leases of workers that are gone, signals nobody received, flags nobody rewrote.
+
+The story of one lease. A worker claims a dispatch until `lease_until` and prolongs that every `renewal_seconds`. It is
+killed. Nothing happens until the lease is over; then the next sweep takes the thread's fence, finds the lease still
+over, and queues the dispatch again: `lost_count` goes up, attempts do not. Whoever claims it next replays the turn from
+its journal. Should the first worker have been only asleep, its token now owns nothing, and each of its writes is
+refused. A dispatch that costs `max_lost` workers their lease is a dead letter.
+"""
+
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from mailbox_app import hints
+from mailbox_app.conf import conf
+from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread
+from mailbox_app.operations import emit, settle
+from mailbox_app.states import RECLAIM
+from mailbox_app.telemetry import observe
+
+
+def reclaim() -> int:
+    """Take back up to one batch of expired claims, one transaction a thread; returns how many."""
+    expired = Dispatch.objects.expired().order_by("lease_until", "id").values_list("thread_id", flat=True)
+    return sum(_reclaim_on(thread_id) for thread_id in list(expired[: conf.batch_size]))
+
+
+def repair() -> int:
+    """Rewrite the flag of threads that hold queued work but are neither due, waking, claimed nor blocked; returns how many.
+
+    There must be none: each fence rewrites the flag. A find is an error in the app, repaired and told.
+    """
+    forgotten = (
+        Dispatch.objects.queued()
+        .filter(
+            Q(thread__due_at=None, thread__wakes_at=None, thread__active_run_id=None, thread__blocked_reason=""),
+            thread__deleted_at=None,
+        )
+        .order_by("thread_id")
+        .values_list("thread_id", flat=True)
+        .distinct()
+    )
+    found = list(forgotten[: conf.batch_size])
+    if not found:
+        return 0
+    with (
+        Thread.objects.filter(pk__in=found, due_at=None, wakes_at=None)
+        .order_by("id")
+        .fence_free(limit=conf.batch_size) as threads
+    ):
+        pass  # leaving the fence judges each thread again
+    repaired = [thread for thread in threads if thread.due_at or thread.wakes_at or thread.blocked_reason]
+    for thread in repaired:
+        observe("thread.flag_repaired", level=40, thread_id=thread.pk)
+        hints.tell(thread)
+    return len(repaired)
+
+
+def signal() -> int:
+    """Wake a worker for every queue that has due work, as many times as it has slots and threads; returns how many.
+
+    Makes up for each signal that was lost. The flag is not asked: it may stand for a signal the broker has lost.
+    """
+    sent = 0
+    for queue, slots in _slots_by_queue().items():
+        waiting = Thread.objects.due(queue).values_list("pk", flat=True)[:slots]
+        for _ in range(len(waiting)):
+            hints.wake(queue, even_if_flagged=True)
+            sent += 1
+    return sent
+
+
+def _reclaim_on(thread_id: object) -> int:
+    with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
+        for thread in threads:
+            dispatch = Dispatch.objects.filter(thread=thread).expired().select_related("run").first()
+            if dispatch is None:
+                continue
+            dispatch.lost_count += 1
+            reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
+            observe("lease.expired", level=30, dispatch_id=dispatch.pk, worker=dispatch.claimed_by)
+            if dispatch.cancel_requested_at is not None:
+                settle.cancel(thread, dispatch)
+            elif dispatch.lost_count >= conf.max_lost:
+                settle.bury(thread, dispatch, code="lost", message=f"{reason}; lost {dispatch.lost_count} times")
+            else:
+                dispatch.rows.move(
+                    RECLAIM, lost_count=dispatch.lost_count, last_error=reason, available_at=Now(), **UNCLAIMED
+                )
+                thread.active_run_id = None
+                emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="expired_lease_reclaimed")
+    for thread in threads:
+        hints.tell(thread)
+    return len(threads)
+
+
+def _slots_by_queue() -> dict[str, int]:
+    """Slots of the workers last seen on each queue; 1 for a queue that has due work and no worker known."""
+    due = Thread.objects.filter(due_at__isnull=False).order_by().values_list("due_queue", flat=True).distinct()
+    queues = {queue: 0 for queue in due if queue is not None}
+    workers = AgentRegistration.objects.remembered(conf.agent_memory_seconds).order_by("worker")
+    for row in workers.values("worker", "queues", "slots").distinct():
+        for queue in row["queues"]:
+            if queue in queues:
+                queues[queue] += row["slots"]
+    return {queue: max(1, slots) for queue, slots in queues.items()}

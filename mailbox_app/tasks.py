@@ -1,0 +1,112 @@
+"""The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled."""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any
+
+from celery import Task, shared_task, signals
+from django.db import close_old_connections
+from django.db.models.functions import Now
+
+from mailbox_app import catalogue, channel, hints
+from mailbox_app.conf import conf
+from mailbox_app.execution import registry, runner
+from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.models import Maintenance, Thread
+from mailbox_app.operations import claim, prune, recover, tick
+from mailbox_app.telemetry import observe
+
+
+@shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False)
+def execute(self: "Task[Any, Any]", **_: Any) -> int:
+    """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
+
+    The next signal is sent before each run, if due work is left, so that other slots start at once.
+    """
+    queue = str((self.request.delivery_info or {}).get("routing_key") or conf.default_queue)
+    worker = f"{self.request.hostname or 'worker'}:{os.getpid()}"
+    close_old_connections()
+    channel.lower_flag(queue)
+    ran, stop_at = 0, time.monotonic() + conf.claim_budget_seconds
+    while True:
+        taken = claim.due(queue=queue, agents=catalogue.names(), worker=worker, tokens=[uuid.uuid4()])
+        if taken.has_more:
+            hints.wake(queue)
+        if not taken.claims:
+            return ran
+        for one in taken.claims:
+            runner.run(one, keeper=keeper, own_process=_is_pool_child())
+            ran += 1
+        if time.monotonic() >= stop_at:
+            if Thread.objects.due(queue).exists():
+                hints.wake(queue)
+            return ran
+
+
+@shared_task(name="mailbox.renew_leases", ignore_result=True)
+def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]:
+    """Prolong the leases of these claims; returns the tokens that were lost. Called by the lease keeper, not sent."""
+    return claim.renew(tokens=tokens)
+
+
+@shared_task(name="mailbox.due_tick", ignore_result=True)
+def due_tick(**_: Any) -> None:
+    """Promote work whose time has come."""
+    _pass("due_tick", tick.promote)
+
+
+@shared_task(name="mailbox.sweep", ignore_result=True)
+def sweep(**_: Any) -> None:
+    """Take back lost leases, mend flags, send signals that were lost."""
+    _pass("sweep", recover.reclaim, recover.repair)
+    recover.signal()
+
+
+@shared_task(name="mailbox.gc", ignore_result=True)
+def gc(**_: Any) -> None:
+    """Delete what is past its retention."""
+    _pass("gc", prune.batch)
+
+
+keeper = LeaseKeeper(renew_leases)
+
+# The worker process that started the pool: agents that run in it share it, those in its forked children do not.
+_parent_pid = os.getpid()
+_announcing = threading.Lock()
+
+
+@signals.worker_init.connect
+def _remember_parent(**_: Any) -> None:
+    global _parent_pid
+    _parent_pid = os.getpid()
+
+
+@signals.worker_ready.connect
+def _announce(sender: Any = None, **_: Any) -> None:
+    """Write down what this worker can run, once it consumes."""
+    queues = [str(name) for name in sender.task_consumer.queues and (q.name for q in sender.task_consumer.queues)]
+    with _announcing:
+        registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
+
+
+def _is_pool_child() -> bool:
+    return os.getpid() != _parent_pid
+
+
+def _pass(name: str, *batches: Callable[[], int]) -> None:
+    """Repeat each batch until it finds nothing or the pass has lasted `pass_seconds`; write down who ran it when."""
+    close_old_connections()
+    row, _ = Maintenance.objects.update_or_create(name=name, defaults={"last_started_at": Now()})
+    stop_at = time.monotonic() + conf.pass_seconds
+    counts = []
+    for batch in batches:
+        done = 0
+        while (found := batch()) and time.monotonic() < stop_at:
+            done += found
+        counts.append(done + found)
+    Maintenance.objects.filter(pk=row.pk).update(last_finished_at=Now(), worker=f"{os.uname().nodename}:{os.getpid()}")
+    if any(counts):
+        observe(f"{name}.done", counts=counts)

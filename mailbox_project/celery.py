@@ -1,0 +1,14 @@
+"""The reference project's Celery app."""
+
+import os
+
+from celery import Celery
+
+from mailbox_app import celeryconf
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mailbox_project.settings")
+
+app = Celery("mailbox_project")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.conf.update(celeryconf.options())
+app.autodiscover_tasks()
