@@ -26,8 +26,8 @@ class Breaker:
     def __init__(self) -> None:
         self._open_until = 0.0
 
-    @property
     def is_open(self) -> bool:
+        """Whether the peer is being left alone just now."""
         return time.monotonic() < self._open_until
 
     def failed(self, what: str, error: Exception) -> None:
@@ -49,7 +49,7 @@ _clients: dict[tuple[int, str], "redis.Redis"] = {}
 def _client() -> "redis.Redis | None":
     """This process's client (a pool of connections), or None when there is none to be used now."""
     url = conf.redis_url
-    if not url or breaker.is_open:
+    if not url or breaker.is_open():
         return None
     key = (os.getpid(), url)
     if key not in _clients:

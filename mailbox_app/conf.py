@@ -1,7 +1,7 @@
 """Every setting of the app, on one typed class, read lazily from `settings.MAILBOX`.
 
-Names carry their unit: `_seconds`, `_bytes`; the others are counts or names. A key that is unknown, of the wrong type or
-out of its range stops the process with system check `mailbox.E001`, which names it.
+Names carry their unit: `_seconds`, `_bytes`; the others are counts or names. A key that is unknown, of the wrong type
+or out of its range stops the process with system check `mailbox.E001`, which names it.
 """
 
 from dataclasses import dataclass, field, fields

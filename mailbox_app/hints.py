@@ -38,9 +38,9 @@ def wake(queue: str, *, even_if_flagged: bool = False) -> None:
 
     A signal carries nothing: whoever gets it claims what is due then. Lost: see `tell`.
     """
-    if channel.breaker.is_open or (not channel.raise_flag(queue) and not even_if_flagged):
+    if channel.breaker.is_open() or (not channel.raise_flag(queue) and not even_if_flagged):
         return
-    if channel.breaker.is_open:  # it opened while the flag was being raised: the broker is the same server
+    if channel.breaker.is_open():  # it opened while the flag was being raised: the broker is the same server
         return
     try:
         with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:

@@ -1,7 +1,6 @@
 """The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled."""
 
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
@@ -21,7 +20,7 @@ from mailbox_app.telemetry import observe
 
 
 @shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False)
-def execute(self: "Task[Any, Any]", **_: Any) -> int:
+def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
 
     The next signal is sent before each run, if due work is left, so that other slots start at once.
@@ -75,7 +74,6 @@ keeper = LeaseKeeper(renew_leases)
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.
 _parent_pid = os.getpid()
-_announcing = threading.Lock()
 
 
 @signals.worker_init.connect
@@ -86,9 +84,9 @@ def _remember_parent(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _announce(sender: Any = None, **_: Any) -> None:
-    """Write down what this worker can run, once it consumes."""
-    queues = [str(name) for name in sender.task_consumer.queues and (q.name for q in sender.task_consumer.queues)]
-    with _announcing:
+    """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
+    queues = {str(queue.name) for queue in sender.task_consumer.queues}
+    if queues - {conf.maintenance_queue}:
         registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
 
 

@@ -25,8 +25,8 @@ def analyst(ctx: Context) -> str:
     text = ctx.messages[-1].text
     # The table itself stays out of the journal: it is in the message, and cheap to parse again.
     header, rows = _parse(text)
-    shape = ctx.step("read-table", lambda: {"columns": header, "rows": len(rows)})
-    ctx.emit("TableRead", {"columns": len(shape["columns"]), "rows": shape["rows"]})
+    shape = ctx.step("read-table", lambda: {"columns": len(header), "rows": len(rows)})
+    ctx.emit("TableRead", shape)
     profiles = []
     for index, name in enumerate(header):
         ctx.checkpoint()
@@ -83,7 +83,7 @@ def _report(rows: int, profiles: list[dict[str, Any]]) -> str:
         if column["kind"] == "number":
             summary = "min {min:g} · median {median:g} · mean {mean:g} · max {max:g}".format(**column)
         elif column["kind"] == "text":
-            summary = f"most often “{_cell(column['most_common'])}” ({column['times']}×)"
+            summary = f"most often “{_cell(column['most_common'])}” ({column['times']} times)"
         else:
             summary = "nothing but empty cells"
         lines.append(

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mailbox_app.devtools.client import Answer, request
 from mailbox_app.devtools.files import open_private, read, tail
 from mailbox_app.devtools.processes import end, free_port, spawn, wait_until
 from mailbox_app.devtools.servers import destroy
@@ -23,41 +21,6 @@ from mailbox_app.devtools.stack import READY_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 _NOT_PASSED_ON = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "DJANGO_SECRET_KEY", "MAILBOX_SETTINGS")
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-def request(
-    method: str,
-    url: str,
-    *,
-    token: str = "",
-    body: Any = None,
-    headers: Mapping[str, str] | None = None,
-    seconds: float = 10,
-) -> Answer:
-    """Send one HTTP request and return the answer, whatever its status; OSError when there is none."""
-    sent = {**({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
-    data = None
-    if body is not None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent.setdefault("Content-Type", "application/json")
-    try:
-        asked = urllib.request.Request(url, method=method, data=data, headers=sent)
-        with urllib.request.urlopen(asked, timeout=seconds) as response:
-            return Answer(response.status, dict(response.headers), response.read().decode())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, dict(error.headers), error.read().decode())
 
 
 class StackProcess:

@@ -12,8 +12,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any, TextIO
 
 from django.conf import settings
 
+from mailbox_app.devtools.client import request
 from mailbox_app.devtools.files import open_private, read, tail
 from mailbox_app.devtools.processes import end, free_port, spawn
 from mailbox_app.devtools.servers import Server, ServerFailed, Servers
@@ -29,7 +28,7 @@ from mailbox_app.devtools.state import StateFolder
 from mailbox_app.devtools.supervise import Child, ChildFailed, Supervisor
 
 # Children end in this order: no new work, no new ticks, then the workers finish what they hold, then the servers.
-STOPPING = (("web",), ("beat", "flower"), ("worker", "maintenance"))
+STOPPING = (("web",), ("beat", "flower", "worker", "maintenance"))
 NAMES = ("web", "beat", "flower", "worker", "maintenance")
 READY_SECONDS = 90.0
 _PASSED_ON = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "DJANGO_SECRET_KEY", "MAILBOX_SETTINGS")
@@ -87,6 +86,9 @@ class Stack:
                 own |= self._servers.environment
             self._env = {**os.environ, **own}
             self._publish()
+            static = Path(getattr(settings, "STATIC_ROOT", None) or "/")
+            if self.state.path in static.absolute().parents:
+                static.mkdir(exist_ok=True)  # WhiteNoise warns about a folder that is not there
             self._say("applying migrations")
             self._prepare()
             self._say("starting web, workers, beat and Flower")
@@ -133,6 +135,10 @@ class Stack:
         self.stop()
 
     # What runs
+
+    @property
+    def is_started(self) -> bool:
+        return self._supervisor is not None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -267,9 +273,6 @@ class Stack:
 
 def _answers(url: str, expected: set[int]) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status in expected
-    except urllib.error.HTTPError as error:
-        return error.code in expected
+        return request("GET", url, seconds=2).status in expected
     except OSError:
         return False

@@ -107,9 +107,9 @@ class Supervisor:
                     raise ChildFailed(f"{child.name} {what}; {self.log_of(child)} ends:\n{self._last_words(child)}")
 
     def stop(self, names: Sequence[str], *, is_hurried: Callable[[], bool]) -> None:
-        """End these children together, in order when there is time and by force when it is over."""
+        """Tell these children to end, in this order, wait for all of them, and end by force what takes too long."""
         leaving = [child for child in self.children if child.name in names and child.process]
-        for child in leaving:
+        for child in sorted(leaving, key=lambda child: names.index(child.name)):
             if child.process and child.process.poll() is None:
                 child.process.terminate()
         until = time.monotonic() + max((child.stop_seconds for child in leaving), default=0)

@@ -5,10 +5,10 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mailbox_app.conf import conf
-from mailbox_app.errors import InvalidInput, LeaseLost, Permanent, ReplayMismatch, Stop
+from mailbox_app.errors import InvalidInput, Permanent, ReplayMismatch, Stop
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import JournalEntry, Kind, Message, Visibility
@@ -94,7 +94,7 @@ class Context:
         entry = self._entry("step", name, key, [list(args), kwargs])
         known = self._known(entry)
         if known is not None:
-            return known.result  # type: ignore[no-any-return]
+            return cast(Result, known.result)
         self._step = name
         try:
             result = inputs.document(
@@ -104,7 +104,7 @@ class Context:
             self._step = None
         self._check()
         self._fenced(checkpoint.record, entry, result)
-        return result  # type: ignore[no-any-return]
+        return cast(Result, result)
 
     def say(self, content: Any, *, key: str | None = None) -> dict[str, Any]:
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
@@ -112,7 +112,7 @@ class Context:
         entry = self._entry("say", "message", key, said)
         known = self._known(entry)
         if known is not None:
-            return dict(known.result)
+            return cast(dict[str, Any], known.result)
         return dict(self._fenced(checkpoint.say, entry, said))
 
     def emit(
@@ -129,7 +129,7 @@ class Context:
         entry = self._entry("emit", kind, key, [body, visibility])
         known = self._known(entry)
         if known is not None:
-            return dict(known.result)
+            return cast(dict[str, Any], known.result)
         return dict(self._fenced(checkpoint.emit_event, entry, kind, body, key=key, visibility=visibility))
 
     def delta(self, text: str) -> None:
@@ -181,9 +181,6 @@ class Context:
         known = self._journal.get((entry.verb, entry.name, entry.key, entry.n))
         if known is not None and known.arguments_hash != entry.arguments_hash:
             raise ReplayMismatch(
-                f"use {entry.n} of {entry.verb} {entry.name!r} was journalled with other arguments; did its code change?"
+                f"use {entry.n} of {entry.verb} {entry.name!r} was journalled with other arguments than these"
             )
         return known
-
-
-__all__ = ["Context", "LeaseLost"]

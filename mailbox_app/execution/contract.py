@@ -45,8 +45,8 @@ _MAX_MESSAGE = 2_000
 def outcome_of(error: Exception) -> Retry | Failed:
     """How an agent's exception ends its activation, by its type.
 
-    Transient, timeouts, connection errors and whatever is not known: another attempt, after `retry_after` seconds if the
-    error names them. Permanent, and input the app refused: none.
+    Transient, timeouts, connection errors and whatever is not known: another attempt, after `retry_after` seconds if
+    the error names them. Permanent, and input the app refused: none.
     """
     code = error.code if isinstance(error, Transient | Permanent) and type(error).code else type(error).__name__
     message = readable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

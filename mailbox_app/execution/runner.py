@@ -29,8 +29,8 @@ _HARD_LIMIT_GRACE_SECONDS = 5.0
 def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
     """Execute a claimed dispatch to its end. Returns also when the lease was lost: then nothing more is written.
 
-    `own_process`: this process runs one agent at a time and may be killed (prefork); its time limit is enforced. A thread
-    cannot be killed: a run past its limit is settled without it, and its verbs raise from then on.
+    `own_process`: this process runs one agent at a time and may be killed (prefork); its time limit is enforced. A
+    thread cannot be killed: a run past its limit is settled without it, and its verbs raise from then on.
     """
     started = time.monotonic()
     spec = catalogue.find(claim.agent)
@@ -142,7 +142,7 @@ def _hard_limit(seconds: float, *, enforced: bool) -> Iterator[None]:
         yield
         return
     # A C thread that needs no interpreter lock; it prints where every thread stood, then _exit(1).
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
     finally:

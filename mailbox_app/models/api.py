@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -10,9 +10,6 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app.models.base import not_blank, uuid7
-
-if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
 
 _PREFIX = "mbx_"
 
@@ -26,9 +23,7 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     def usable(self) -> "ApiTokenQuerySet":
         return self.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), revoked_at=None)
 
-    def issue(
-        self, *, name: str, scope: str, user: "AbstractBaseUser | None" = None, **fields: Any
-    ) -> "tuple[ApiToken, str]":
+    def issue(self, *, name: str, scope: str, user: Any = None, **fields: Any) -> "tuple[ApiToken, str]":
         """Create a token and return it with its secret, which is shown this once: only its hash is stored."""
         secret = _PREFIX + secrets.token_urlsafe(32)
         token = self.create(

@@ -1,10 +1,11 @@
 """One queue entry that activates a run: who may execute it, until when, and how often that failed."""
 
 import uuid
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
-from django.db.models import Case, Q, Value, When
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app.models.base import Moving, MovingQuerySet, iff, not_blank, uuid7
@@ -49,22 +50,17 @@ class DispatchQuerySet(MovingQuerySet["Dispatch"]):
     def terminal(self) -> "DispatchQuerySet":
         return self.filter(status__in=TERMINAL_DISPATCH)
 
-    def _judged(self) -> "DispatchQuerySet":
-        return self.annotate(
-            is_due=Case(
-                When(available_at__lte=Now(), then=Value(True)),
-                default=Value(False),
-                output_field=models.BooleanField(),
-            )
-        )
-
     def head(self) -> "DispatchQuerySet":
-        """Those that can start now, first by priority, then in the order they came; `is_due` is True."""
-        return self._judged().filter(available_at__lte=Now()).order_by("priority", "order", "id")
+        """Those that can start now, first by priority, then in the order they came."""
+        return self.filter(available_at__lte=Now()).order_by("priority", "order", "id")
 
     def next_waking(self) -> "DispatchQuerySet":
-        """Those that can start later, soonest first; `is_due` is False."""
-        return self._judged().filter(available_at__gt=Now()).order_by("available_at", "id")
+        """Those that can start later, soonest first."""
+        return self.filter(available_at__gt=Now()).order_by("available_at", "id")
+
+    def flag(self) -> "models.QuerySet[Dispatch, tuple[datetime, int, str, str]]":
+        """What a thread's ready flag says of its head: (due_at, due_priority, due_queue, due_agent)."""
+        return self.values_list("available_at", "priority", "queue", "agent")
 
 
 class Dispatch(Moving):
@@ -108,7 +104,6 @@ class Dispatch(Moving):
     if TYPE_CHECKING:
         thread_id: uuid.UUID
         run_id: uuid.UUID
-        is_due: bool
 
     class Meta:
         verbose_name_plural = "dispatches"
@@ -153,14 +148,25 @@ class Dispatch(Moving):
             ),
         ]
         indexes = [
-            models.Index(fields=["thread", "priority", "order", "id"], condition=Q(status=DispatchStatus.QUEUED), name="dispatch_head"),
-            models.Index(fields=["thread", "available_at", "id"], condition=Q(status=DispatchStatus.QUEUED), name="dispatch_waking"),
             models.Index(
-                fields=["-completed_at", "-id"], 
-                condition=Q(status=DispatchStatus.DEAD_LETTER, resolution=""), name="dispatch_dead_letter",
+                fields=["thread", "priority", "order", "id"],
+                condition=Q(status=DispatchStatus.QUEUED),
+                name="dispatch_head",
             ),
-            models.Index(fields=["completed_at", "id"], condition=Q(status__in=TERMINAL_DISPATCH), name="dispatch_terminal"),
-        ]  # fmt: skip
+            models.Index(
+                fields=["thread", "available_at", "id"],
+                condition=Q(status=DispatchStatus.QUEUED),
+                name="dispatch_waking",
+            ),
+            models.Index(
+                fields=["-completed_at", "-id"],
+                condition=Q(status=DispatchStatus.DEAD_LETTER, resolution=""),
+                name="dispatch_dead_letter",
+            ),
+            models.Index(
+                fields=["completed_at", "id"], condition=Q(status__in=TERMINAL_DISPATCH), name="dispatch_terminal"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.agent} {self.pk}"

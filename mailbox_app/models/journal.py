@@ -1,5 +1,7 @@
 """The record of one completed effect of an agent: a replayed turn finds it and does nothing."""
 
+import uuid
+
 from django.db import models
 from django.db.models.functions import Now
 
@@ -8,7 +10,7 @@ from mailbox_app.models.run import Run
 
 
 class JournalQuerySet(models.QuerySet["JournalEntry"]):
-    def of_turn(self, run_id: object, turn: int) -> "JournalQuerySet":
+    def of_turn(self, run_id: uuid.UUID, turn: int) -> "JournalQuerySet":
         return self.filter(run_id=run_id, turn=turn).order_by("id")
 
 

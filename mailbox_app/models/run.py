@@ -94,7 +94,8 @@ class Run(Moving):
             models.CheckConstraint(condition=Q(status__in=RunStatus.values), name="run_status_known"),
             models.CheckConstraint(condition=Q(turn__gte=1), name="run_turn_from_one"),
             models.CheckConstraint(
-                condition=iff(Q(status=RunStatus.WAITING), Q(waiting__isnull=False)), name="run_waiting_iff_waiting_state"
+                condition=iff(Q(status=RunStatus.WAITING), Q(waiting__isnull=False)),
+                name="run_waiting_iff_waiting_state",
             ),
             models.CheckConstraint(
                 condition=iff(Q(status=RunStatus.DONE), Q(finished_at__isnull=False)), name="run_done_iff_finished"
@@ -107,12 +108,16 @@ class Run(Moving):
                 condition=Q(status__in=[RunStatus.CREATED, RunStatus.DONE]) | Q(started_at__isnull=False),
                 name="run_open_only_after_start",
             ),
-            models.UniqueConstraint(fields=["thread"], condition=Q(status__in=OPEN_RUN), name="run_one_open_per_thread"),
             models.UniqueConstraint(
-                fields=["scope", "dedupe_key"], condition=~Q(status=RunStatus.DONE), name="run_dedupe_key_unique_while_not_done"
+                fields=["thread"], condition=Q(status__in=OPEN_RUN), name="run_one_open_per_thread"
+            ),
+            models.UniqueConstraint(
+                fields=["scope", "dedupe_key"],
+                condition=~Q(status=RunStatus.DONE),
+                name="run_dedupe_key_unique_while_not_done",
             ),
             models.UniqueConstraint(fields=["scope", "client_id"], name="run_client_id_unique_in_scope"),
-        ]  # fmt: skip
+        ]
         indexes = [
             models.Index(fields=["thread", "-order"], name="run_of_thread"),
             models.Index(fields=["scope", "-created_at", "-id"], name="run_recent_in_scope"),

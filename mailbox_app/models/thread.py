@@ -33,9 +33,11 @@ class BlockedReason(models.TextChoices):
 
 # Everything a verb may change on a fenced thread; `_leave` writes those that differ.
 _FENCED_FIELDS = (
-    "title metadata epoch last_seq last_cursor pruned_cursor next_order claim_count pending_revision active_run_id "
-    "open_run_id latest_run_id due_at due_priority due_queue due_agent wakes_at blocked_reason key deleted_at"
-).split()
+    *("key", "title", "metadata", "deleted_at", "epoch", "pending_revision"),
+    *("last_seq", "last_cursor", "pruned_cursor", "next_order", "claim_count"),
+    *("active_run_id", "open_run_id", "latest_run_id"),
+    *("due_at", "due_priority", "due_queue", "due_agent", "wakes_at", "blocked_reason"),
+)
 
 
 class ThreadQuerySet(models.QuerySet["Thread"]):
@@ -89,7 +91,7 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
             _leave(threads)
 
     def _lock(self, *, skip_locked: bool = False) -> "ThreadQuerySet":
-        return self.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",)).annotate(locked_at=Now())
+        return self.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",)).annotate(clock=Now())
 
 
 class Thread(models.Model):
@@ -106,7 +108,7 @@ class Thread(models.Model):
     next_order = models.BigIntegerField(default=1)
     claim_count = models.BigIntegerField(default=0)
     pending_revision = models.BigIntegerField(default=1)
-    # Plain ids, not foreign keys: the rows are created and pruned under this row's lock, and a key would only add checks.
+    # Plain ids, not foreign keys: the rows are written under this row's lock, and a key would only add checks.
     active_run_id = models.UUIDField(null=True, blank=True)
     open_run_id = models.UUIDField(null=True, blank=True)
     latest_run_id = models.UUIDField(null=True, blank=True)
@@ -170,13 +172,14 @@ class Thread(models.Model):
         ]
         indexes = [
             models.Index(
-                fields=["due_queue", "due_agent", "due_priority", "due_at", "id"], 
-                condition=Q(due_at__isnull=False), name="thread_due",
+                fields=["due_queue", "due_agent", "due_priority", "due_at", "id"],
+                condition=Q(due_at__isnull=False),
+                name="thread_due",
             ),
             models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
             models.Index(fields=["scope", "-updated_at", "-id"], name="thread_recent_in_scope"),
             models.Index(fields=["deleted_at"], condition=Q(deleted_at__isnull=False), name="thread_deleted"),
-        ]  # fmt: skip
+        ]
 
     def __str__(self) -> str:
         return self.key or str(self.pk)
@@ -195,6 +198,7 @@ class Thread(models.Model):
 
     def _enter(self) -> None:
         self.new_events = []
+        self.locked_at = getattr(self, "clock")  # noqa: B009  (an annotation of the locking query)
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
 
     def _judge(self) -> None:
@@ -210,14 +214,10 @@ class Thread(models.Model):
         dispatches: Any = self.dispatches
         queued: DispatchQuerySet = dispatches.queued()
         heads = queued.of_run(self.open_run_id) if self.open_run_id else queued
-        due, waking = heads.head(), heads.next_waking()
-        found = {row.is_due: row for row in due[:1].union(waking[:1], all=True)}
-        if True in found:
-            head = found[True]
-            self.due_at, self.due_priority = head.available_at, head.priority
-            self.due_queue, self.due_agent = head.queue, head.agent
-        elif False in found:
-            self.wakes_at = found[False].available_at
+        if head := heads.head().flag().first():
+            self.due_at, self.due_priority, self.due_queue, self.due_agent = head
+        elif waking := heads.next_waking().flag().first():
+            self.wakes_at = waking[0]
         elif self.open_run_id and queued.exists():
             self.blocked_reason = BlockedReason.OPEN_RUN
 

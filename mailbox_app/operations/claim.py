@@ -14,7 +14,7 @@ from mailbox_app.conf import conf
 from mailbox_app.models import Boundary, Dispatch, Kind, Message, Run, Thread
 from mailbox_app.operations import emit, freeze
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, RunStatus
+from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
 
 # How many candidates a claim looks at for each one it may take: others are locking them at the same time.
 _CANDIDATES_PER_CLAIM = 8
@@ -39,7 +39,7 @@ _CANDIDATES = """
 # for it here in another order than a group settle takes its rows would deadlock.
 _RENEW = """
     UPDATE mailbox_dispatch AS dispatch
-    SET lease_until = statement_timestamp() + %(lease)s
+    SET lease_until = statement_timestamp() + make_interval(secs => %(seconds)s)
     FROM (
         SELECT id FROM mailbox_dispatch
         WHERE status = 'claimed' AND claim_token = ANY(%(tokens)s::uuid[])
@@ -88,7 +88,7 @@ def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
     if not tokens:
         return set()
     with connection.cursor() as cursor:
-        cursor.execute(_RENEW, {"tokens": list(tokens), "lease": timedelta(seconds=conf.lease_seconds)})
+        cursor.execute(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
         missing = set(tokens) - {row[0] for row in cursor.fetchall()}
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
@@ -116,6 +116,7 @@ def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str
         if not messages:
             _drop(thread, dispatch)
             return None
+        move: Move | None
         move, kind, started = START, Kind.RUN_STARTED, {"started_at": Now(), "input": _input(messages)}
     else:
         messages = list(Message.objects.read_in(run.pk, run.turn))

@@ -26,7 +26,7 @@ def _dispatches() -> int:
 
 
 def _events() -> int:
-    """Old events, but for those of threads with an unresolved dead letter; the thread remembers how far it lost them."""
+    """Old events, but not of threads with an unresolved dead letter; the thread remembers how far it lost them."""
     kept = Dispatch.objects.dead_letters().filter(thread_id=OuterRef("thread_id"))
     old = Event.objects.filter(created_at__lt=_ago(conf.event_retention_seconds)).exclude(Exists(kept))
     found = list(old.order_by("created_at", "id").values_list("pk", flat=True)[: conf.batch_size])

@@ -7,6 +7,8 @@ its journal. Should the first worker have been only asleep, its token now owns n
 refused. A dispatch that costs `max_lost` workers their lease is a dead letter.
 """
 
+import uuid
+
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -25,7 +27,7 @@ def reclaim() -> int:
 
 
 def repair() -> int:
-    """Rewrite the flag of threads that hold queued work but are neither due, waking, claimed nor blocked; returns how many.
+    """Rewrite the flag of threads with queued work that are neither due, waking, claimed nor blocked; returns how many.
 
     There must be none: each fence rewrites the flag. A find is an error in the app, repaired and told.
     """
@@ -69,7 +71,7 @@ def signal() -> int:
     return sent
 
 
-def _reclaim_on(thread_id: object) -> int:
+def _reclaim_on(thread_id: uuid.UUID) -> int:
     with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
         for thread in threads:
             dispatch = Dispatch.objects.filter(thread=thread).expired().select_related("run").first()

@@ -46,7 +46,7 @@ def run(
     metadata: Mapping[str, Any] | None = None,
     origin: str = "python",
 ) -> Receipt:
-    """Queue a run that answers the messages; it is durable when the transaction commits (the caller's, if there is one).
+    """Queue a run that answers the messages; it is durable when the transaction, maybe the caller's own, commits.
 
     1. check the input; 2. find or make the thread; 3. take its fence; 4. resolve the agent and refuse what must be
     refused; 5. write messages, run, dispatch and event; 6. after commit, wake a worker.
@@ -131,9 +131,8 @@ def thread(
         "metadata": inputs.mapping("metadata", metadata),
     }
     try:
-        with transaction.atomic():
-            with Thread.objects.fence(Thread.objects.create(**fields).pk) as created:
-                emit.thread_created(created)
+        with transaction.atomic(), Thread.objects.fence(Thread.objects.create(**fields).pk) as created:
+            emit.thread_created(created)
     except IntegrityError as error:
         if _constraint(error) == "thread_key_unique_in_scope":
             raise AlreadyExists(f"a thread with the key {key!r} exists", field="key", key=key) from error
