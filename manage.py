@@ -22,6 +22,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "mailbox-stamp")  # exists: made here; equals wanted(): complete and current
 LOG = os.path.join(VENV, "mailbox-build.log")
 NEWER = ("python3.13", "python3.12", "python3.14", "python3.11")
+NOT_COMPILED = "/(mypy|hypothesis|hatchling|grimp|networkx|[^/]*-stubs|tests?)/"
 NO_NETWORK = (
     "name resolution",
     "Name or service",
@@ -112,6 +113,8 @@ def build() -> None:
             give_up()
         if not any(all(run(command, doing) for command, doing in steps) for steps in ways_to_install()):
             give_up()
+        # Every process of the stack would otherwise compile what it imports at its first start.
+        run([PYTHON, "-m", "compileall", "-q", "-j0", "-x", NOT_COMPILED, os.path.join(VENV, "lib")], "compiling")
         # The packages of the checkout can be imported from any folder, also by `.venv/bin/pytest`.
         for folder in glob.glob(os.path.join(glob.escape(VENV), "lib", "python*", "site-packages")):
             write(os.path.join(folder, "mailbox-checkout.pth"), ROOT + "\n")
@@ -123,29 +126,28 @@ def build() -> None:
     say(f"{name} is ready after {time.time() - started:.0f} s")
 
 
-def ways_to_install():  # type: ignore[no-untyped-def]
-    """Yield lists of (command, what it does), best first: uv, this interpreter's pip, a pip made by ensurepip."""
+def ways_to_install() -> "list[list[tuple[list[str], str]]]":
+    """Steps of (command, what it does) to try in turn: uv, this interpreter's pip, a pip made by ensurepip."""
+    ways = []
     locked = ["--require-hashes", "-r", LOCK]
     pip = ["install", "--no-input", "--no-compile", "--retries=2", "--only-binary=:all:", "--progress-bar=off", *locked]
     if shutil.which("uv"):
-        yield [(["uv", "pip", "install", "--python", PYTHON, *locked], "installing packages with uv")]
-    version = subprocess.run(
-        [sys.executable, "-m", "pip", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    numbers = [int(part) for part in version.stdout.decode().split(" ")[1].split(".")[:2]] if version.stdout else []
-    if numbers >= [22, 3]:
-        yield [([sys.executable, "-m", "pip", "--python", PYTHON, *pip], "installing packages with pip")]
+        ways.append([(["uv", "pip", "install", "--python", PYTHON, *locked], "installing packages with uv")])
+    asked = [sys.executable, "-m", "pip", "--version"]
+    told = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode().split(" ")
+    version = [int(part) for part in told[1].split(".")[:2]] if len(told) > 1 else []
+    if version >= [22, 3]:
+        ways.append([([sys.executable, "-m", "pip", "--python", PYTHON, *pip], "installing packages with pip")])
     elif not subprocess.call([sys.executable, "-c", "import ensurepip"], stderr=subprocess.DEVNULL):
-        own = [PYTHON, "-m", "ensurepip", "--default-pip"], "making a pip"
-        yield [own, ([PYTHON, "-m", "pip", *pip], "installing packages with pip")]
-    elif not shutil.which("uv"):
-        found = f"pip {numbers[0]}.{numbers[1]} is too old" if numbers else "pip is missing"
-        sys.exit(
-            f"manage.py: {found} for {sys.executable}: install pip 22.3 or newer (python3-pip) or uv, then try again"
-        )
+        own = [PYTHON, "-m", "ensurepip", "--default-pip"]
+        ways.append([(own, "making a pip"), ([PYTHON, "-m", "pip", *pip], "installing packages with pip")])
+    elif not ways:
+        found = "its pip is too old" if version else "it has no pip"
+        sys.exit(f"manage.py: {sys.executable}: {found}; install pip 22.3 or newer (python3-pip) or uv, then try again")
+    return ways
 
 
-def run(command, doing: str) -> bool:  # type: ignore[no-untyped-def]
+def run(command: "list[str]", doing: str) -> bool:
     """Run a command with its output in the log, showing what it does and for how long; tell whether it worked."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_USER", "PIP_TARGET")}
     env["UV_PYTHON_DOWNLOADS"] = "never"
@@ -180,7 +182,7 @@ def give_up() -> None:
     sys.exit("\n".join(["manage.py: the environment could not be built; " + hint] + ["  " + line for line in told]))
 
 
-def read_log():  # type: ignore[no-untyped-def]
+def read_log() -> "list[str]":
     with open(LOG, errors="replace") as log:
         return log.read().splitlines()
 

@@ -19,6 +19,10 @@ from mailbox_app.operations import claim, prune, recover, tick
 from mailbox_app.telemetry import observe
 
 
+# How long to wait before looking again at due threads that others hold; doubles.
+_FIRST_PAUSE_SECONDS = 0.005
+
+
 @shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False)
 def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
@@ -29,20 +33,25 @@ def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     worker = f"{self.request.hostname or 'worker'}:{os.getpid()}"
     close_old_connections()
     channel.lower_flag(queue)
-    ran, stop_at = 0, time.monotonic() + conf.claim_budget_seconds
+    ran, pause, stop_at = 0, _FIRST_PAUSE_SECONDS, time.monotonic() + conf.claim_budget_seconds
     while True:
         taken = claim.due(queue=queue, agents=catalogue.names(), worker=worker, tokens=[uuid.uuid4()])
-        if taken.has_more:
+        if taken.claims and taken.has_more:
             hints.wake(queue)
-        if not taken.claims:
-            return ran
         for one in taken.claims:
             runner.run(one, keeper=keeper, own_process=_is_pool_child())
             ran += 1
+        if not taken.has_more and not taken.claims:
+            return ran
         if time.monotonic() >= stop_at:
-            if Thread.objects.due(queue).exists():
+            if taken.has_more or Thread.objects.due(queue).exists():
                 hints.wake(queue)
             return ran
+        if not taken.claims:
+            # All that is due is held by somebody: by who is claiming it, or by who is adding to it and, since it was
+            # due already, will send no signal. Look again rather than leave it to the sweep.
+            time.sleep(pause)
+            pause *= 2
 
 
 @shared_task(name="mailbox.renew_leases", ignore_result=True)

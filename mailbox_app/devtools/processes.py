@@ -97,7 +97,8 @@ class _Watcher:
         self._tell(f"+{group} {int(number)}\n")
 
     def remove(self, group: int) -> None:
-        if self._owner == os.getpid() and self._groups.pop(group, None):
+        if self._owner == os.getpid() and group in self._groups:
+            del self._groups[group]
             self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:

@@ -64,9 +64,11 @@ class Server:
 
     def start(self, *, may_move: bool = False) -> None:
         """Start and wait until it answers; `may_move` takes another port when the wanted one is in use."""
-        if self.is_running:
-            return
-        self._prepare()
+        if not self.is_running:
+            self._prepare()
+            self._launch(may_move)
+
+    def _launch(self, may_move: bool) -> None:
         for _ in range(5):
             if may_move:
                 self.port = free_port(self.port)
@@ -79,8 +81,8 @@ class Server:
                     death_signal=self.stop_steps[0][0],
                     inherit=self._inherit,
                 )
-            wait_until(lambda: not self.is_running or self._answers(), START_SECONDS)
-            if self.is_running and self._answers():
+            wait_until(lambda: self._is_up() or not self.is_running, START_SECONDS)
+            if self._is_up():
                 return
             self.stop()
             if not may_move or free_port(self.port) == self.port:
@@ -98,6 +100,9 @@ class Server:
         if self.process is not None:
             end(self.process)
         self.process = None
+
+    def _is_up(self) -> bool:
+        return self.is_running and self._answers()
 
     def _prepare(self) -> None:
         raise NotImplementedError

@@ -47,7 +47,7 @@ class LeaseKeeper:
     def holding(
         self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
     ) -> Iterator[None]:
-        """Keep the claim's lease while the block runs; `on_timeout` is called, once, from the keeper's thread."""
+        """Keep the claim's lease while the block runs; `on_timeout` is called once, in a thread of its own."""
         self._start()
         now = time.monotonic()
         held = _Held(claim, stop_with, on_timeout, now + conf.lease_seconds, now + timeout)
@@ -83,7 +83,8 @@ class LeaseKeeper:
             for held in held_now:
                 if held.times_out <= now:
                     held.times_out = float("inf")
-                    held.on_timeout()
+                    # A thread of its own: it waits for the thread's fence, and other leases are due meanwhile.
+                    threading.Thread(target=held.on_timeout, name="mailbox-time-limit", daemon=True).start()
             if now >= renew_at:
                 renewed = self._renew_all(held_now)
                 # After a failure try again soon: the lease has two thirds left.

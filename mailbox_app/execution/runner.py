@@ -40,8 +40,11 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
     def time_out() -> None:
         context._stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit} s"))
         message = f"the activation ran past its limit of {limit:g} s"
-        _settle(claim, Retry(code="timed_out", message=message))
-        if own_process:
+        try:
+            has_settled = _settle(claim, Retry(code="timed_out", message=message))
+        finally:
+            connection.close()
+        if own_process and has_settled:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with (
@@ -103,17 +106,20 @@ def _finished(output: object, context: Context) -> Outcome:
         return Failed(code="invalid_output", message=error.message)
 
 
-def _settle(claim: Claim, outcome: Outcome) -> None:
-    """Tell the database, again and again while the lease may last: a settle that already won recognises itself."""
+def _settle(claim: Claim, outcome: Outcome) -> bool:
+    """Tell the database, again and again while the lease may last; whether the claim was still ours to settle.
+
+    A settle that already won, but whose answer was lost with the connection, recognises itself.
+    """
     give_up_at = time.monotonic() + conf.lease_seconds
     pause = 0.05
     while True:
         try:
             _tell(claim, outcome)
-            return
+            return True
         except LeaseLost:
             observe("settle.refused", level=30, dispatch_id=claim.dispatch_id, outcome=type(outcome).__name__.lower())
-            return
+            return False
         except (OperationalError, InterfaceError) as error:
             if time.monotonic() >= give_up_at:
                 raise

@@ -52,7 +52,7 @@ _RENEW = """
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """What one call took. `has_more`: there was more due work than it could take."""
+    """What one call took. `has_more`: there was due work it did not take, for want of tokens or held by others."""
 
     claims: list[Claim]
     has_more: bool

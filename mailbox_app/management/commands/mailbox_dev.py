@@ -6,7 +6,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from django.conf import settings
@@ -46,7 +46,7 @@ class Command(BaseCommand):
             say=self._say,
             echo=sys.stdout,
         )
-        with interruptible(stack):
+        with Interruptible(stack):
             start(stack, reset=options["reset"])
             self._introduce(stack.facts)
             try:
@@ -98,23 +98,27 @@ def start(stack: Stack, *, reset: bool = False) -> None:
         raise CommandError(str(error)) from error
 
 
-@contextlib.contextmanager
-def interruptible(stack: Stack) -> Any:
-    """Turn SIGINT, SIGTERM and SIGHUP into one orderly stop, and a second one into a hurried one."""
-    seen = 0
+class Interruptible:
+    """Turn SIGINT, SIGTERM and SIGHUP into one orderly end of the block, and a second one into a hurried one."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 1:
-            raise KeyboardInterrupt
-        stack.is_hurried = True
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._seen = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruptible":
+        self._before = {number: signal.signal(number, self._stop) for number in self._NUMBERS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        return isinstance(error, KeyboardInterrupt)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._seen += 1
+        if self._seen == 1:
+            raise KeyboardInterrupt
+        self._stack.is_hurried = True

@@ -18,7 +18,7 @@ from mailbox_app.devtools.files import read
 from mailbox_app.devtools.stack import READY_SECONDS, Options, Stack
 from mailbox_app.devtools.state import StateFolder
 from mailbox_app.devtools.supervise import is_terminal
-from mailbox_app.management.commands.mailbox_dev import interruptible, start, state_dir
+from mailbox_app.management.commands.mailbox_dev import Interruptible, start, state_dir
 
 TABLE = Path(__file__).resolve().parents[2] / "examples" / "orders.csv"
 ANSWER_SECONDS = 120.0
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         choice = Options(port=options["port"], flower_port=options["flower_port"])
         stack = Stack(state, choice, say=steps.begin, echo=sys.stdout if options["verbose"] else None)
         answered = False
-        with interruptible(stack):
+        with Interruptible(stack):
             try:
                 start(stack, reset=options["reset"])
                 steps.finish()
