@@ -18,7 +18,6 @@ from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, prune, recover, tick
 from mailbox_app.telemetry import observe
 
-
 # How long to wait before looking again at due threads that others hold; doubles.
 _FIRST_PAUSE_SECONDS = 0.005
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mailbox_app.devtools.client import Answer, request
 from mailbox_app.devtools.files import open_private, read, tail
-from mailbox_app.devtools.processes import end, free_port, spawn, wait_until
+from mailbox_app.devtools.processes import end, spawn, wait_until
 from mailbox_app.devtools.servers import destroy
 from mailbox_app.devtools.stack import READY_SECONDS
 
@@ -30,16 +30,19 @@ class StackProcess:
     instead of its own. As a context manager it is ready inside the block and gone after it.
     """
 
+    _command = (sys.executable, "-m", "django", "mailbox_dev")
+
     def __init__(
         self,
         *arguments: str,
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
-        command: str = "mailbox_dev",
+        web_port: int = 0,
     ) -> None:
         self.state_dir = Path(tempfile.mkdtemp(prefix="mailbox-test-"))
         self.output_file = self.state_dir.with_name(f"{self.state_dir.name}.log")
-        self._arguments = [command, *arguments]
+        self._arguments = arguments
+        self._web_port = web_port
         self._env = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         self._env |= {"MAILBOX_STATE_DIR": str(self.state_dir), "MAILBOX_SETTINGS": json.dumps(dict(settings or {}))}
         self._env |= {"DJANGO_SETTINGS_MODULE": os.environ.get("DJANGO_SETTINGS_MODULE", "mailbox_project.settings")}
@@ -51,12 +54,18 @@ class StackProcess:
 
     def launch(self, *more: str) -> "StackProcess":
         """Start it without waiting."""
-        ports = ["--port", str(free_port(20_000 + secrets.randbelow(10_000)))]
-        ports += ["--flower-port", str(free_port(30_000 + secrets.randbelow(2_000)))]
-        command = [sys.executable, "-m", "django", *self._arguments, *more, *ports]
+        # A range of its own for each stack: two that start together do not look for the same free port.
+        web = self._web_port or 20_000 + 20 * secrets.randbelow(250)
+        flower = 25_000 + 20 * secrets.randbelow(250)
+        command = [*self._command, *self._arguments, *more, "--port", str(web), "--flower-port", str(flower)]
         with open_private(self.output_file) as output:
             self.process = spawn(command, env=self._env, cwd=Path.cwd(), output=output, death_signal=signal.SIGKILL)
         return self
+
+    def again(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """Start a second one in the same folder and return how that ended."""
+        command = [*self._command, *self._arguments, *more]
+        return subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=60)
 
     def start(self, *more: str) -> "StackProcess":
         """Start it and wait until it is ready; AssertionError with its output when it fails."""

@@ -2,7 +2,7 @@
 
 from mailbox_app.models.api import ApiToken, IdempotencyKey, token_digest
 from mailbox_app.models.base import uuid7
-from mailbox_app.models.dispatch import UNCLAIMED, Dispatch, Resolution
+from mailbox_app.models.dispatch import UNCLAIMED, DeadLetter, Dispatch, Resolution
 from mailbox_app.models.event import TERMINAL_KINDS, Event, Kind
 from mailbox_app.models.journal import JournalEntry
 from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
@@ -19,6 +19,7 @@ __all__ = [
     "ApiToken",
     "BlockedReason",
     "Boundary",
+    "DeadLetter",
     "Dispatch",
     "Event",
     "Granularity",

@@ -170,3 +170,12 @@ class Dispatch(Moving):
 
     def __str__(self) -> str:
         return f"{self.agent} {self.pk}"
+
+
+class DeadLetter(Dispatch):
+    """A dispatch that failed for good, as the admin lists it apart; rows are Dispatch rows."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = "dead letter"

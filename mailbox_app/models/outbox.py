@@ -37,6 +37,7 @@ class Outbox(Moving):
         verbose_name_plural = "outbox"
         constraints = [
             models.CheckConstraint(condition=Q(kind__in=OutboxKind.values), name="outbox_kind_known"),
+            models.CheckConstraint(condition=Q(status__in=OutboxStatus.values), name="outbox_status_known"),
             models.CheckConstraint(condition=Q(attempt_count__gte=0), name="outbox_attempts_not_negative"),
             models.CheckConstraint(
                 condition=iff(~Q(status=OutboxStatus.PENDING), Q(completed_at__isnull=False)),

@@ -142,8 +142,9 @@ class Thread(models.Model):
             models.CheckConstraint(
                 condition=Q(key__isnull=True) | Q(key__regex=r"\S"), name="thread_key_null_or_not_blank"
             ),
+            # Key first: the admin looks keys up without knowing their scope.
             models.UniqueConstraint(
-                fields=["scope", "key"], condition=Q(deleted_at__isnull=True), name="thread_key_unique_in_scope"
+                fields=["key", "scope"], condition=Q(deleted_at__isnull=True), name="thread_key_unique_in_scope"
             ),
             models.CheckConstraint(
                 condition=Q(
@@ -166,7 +167,8 @@ class Thread(models.Model):
                 name="thread_counters_in_range",
             ),
             models.CheckConstraint(
-                condition=Q(active_run_id__isnull=True) | Q(open_run_id=models.F("active_run_id")),
+                condition=Q(active_run_id__isnull=True)
+                | Q(open_run_id__isnull=False, open_run_id=models.F("active_run_id")),
                 name="thread_active_run_is_open_run",
             ),
         ]

@@ -1,22 +1,25 @@
 """Accept work: a message posted to a thread becomes a run that will answer it, in one transaction."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, UnknownAgent
+from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
 from mailbox_app.models import AgentRegistration, Run, Thread
 from mailbox_app.operations import emit, enqueue, inputs
 from mailbox_app.states import RunStatus
 
 IF_ACTIVE = ("enqueue", "reject")
 _FURTHEST = timedelta(days=366)
+# SQLSTATE of deadlock_detected and serialization_failure.
+_LOST_TO_ANOTHER = ("40P01", "40001")
+_DEADLOCK_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,8 @@ def run(
     `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue", or "reject" while the
     thread has an open run. `priority` is 0 (first) to 255.
 
-    Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists; each leaves
-    nothing behind.
+    Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists, Retryable;
+    each leaves nothing behind.
     """
     scope = inputs.text("scope", scope)
     checked = inputs.messages(messages)
@@ -74,46 +77,49 @@ def run(
     dedupe_key = inputs.optional_text("dedupe_key", dedupe_key)
     options, metadata = inputs.mapping("options", options), inputs.mapping("metadata", metadata)
 
-    try:
+    def specify(thread: Thread) -> enqueue.RunSpec:
+        name = agent or _last_agent(thread)
+        wishes = agent_options(name)
+        if available_at is not None and available_at - thread.locked_at > _FURTHEST:
+            raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
+        return enqueue.RunSpec(
+            agent=name,
+            queue=wishes.get("queue") or conf.default_queue,
+            priority=_first(priority, wishes.get("priority"), conf.default_priority),
+            max_attempts=_first(max_attempts, wishes.get("max_attempts"), conf.max_attempts),
+            available_at=available_at,
+            dedupe_key=dedupe_key,
+            origin=origin,
+            options=options,
+            metadata=metadata,
+        )
+
+    def write() -> Receipt:
         with transaction.atomic():
             with Thread.objects.fence(_thread(scope, wanted_id, wanted_key), scope=scope) as thread:
-                name = agent or _last_agent(thread)
-                wishes = agent_options(name)
+                spec = specify(thread)
                 if if_active == "reject" and thread.open_run_id is not None:
                     raise ActiveRunConflict(
                         f"thread {thread.pk} has the open run {thread.open_run_id}",
                         thread_id=thread.pk,
                         run_id=thread.open_run_id,
                     )
-                if available_at is not None and available_at - thread.locked_at > _FURTHEST:
-                    raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
                 if thread.last_cursor == 0:
                     emit.thread_created(thread)
-                queued = enqueue.run(
-                    thread=thread,
-                    messages=checked,
-                    spec=enqueue.RunSpec(
-                        agent=name,
-                        queue=wishes.get("queue") or conf.default_queue,
-                        priority=_first(priority, wishes.get("priority"), conf.default_priority),
-                        max_attempts=_first(max_attempts, wishes.get("max_attempts"), conf.max_attempts),
-                        available_at=available_at,
-                        dedupe_key=dedupe_key,
-                        origin=origin,
-                        options=options,
-                        metadata=metadata,
-                    ),
-                )
+                queued = enqueue.run(thread=thread, messages=checked, spec=spec)
             hints.tell(thread)
+        return Receipt(
+            thread_id=thread.pk,
+            run_id=queued.run.pk,
+            dispatch_id=queued.dispatch.pk,
+            message_ids=queued.message_ids,
+            status=RunStatus.CREATED,
+        )
+
+    try:
+        return _again_if_deadlocked(write)
     except IntegrityError as error:
         raise _refusal(error, scope, dedupe_key) from error
-    return Receipt(
-        thread_id=thread.pk,
-        run_id=queued.run.pk,
-        dispatch_id=queued.dispatch.pk,
-        message_ids=queued.message_ids,
-        status=RunStatus.CREATED,
-    )
 
 
 def thread(
@@ -169,6 +175,20 @@ def _last_agent(thread: Thread) -> str:
         if latest:
             return latest
     return str(conf.default_agent)
+
+
+def _again_if_deadlocked(write: Callable[[], Receipt]) -> Receipt:
+    """Call it until PostgreSQL breaks no deadlock by failing it; in a caller's transaction it may fail only once."""
+    is_ours = not transaction.get_connection().in_atomic_block
+    for attempts_left in reversed(range(_DEADLOCK_ATTEMPTS)):
+        try:
+            return write()
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", None) not in _LOST_TO_ANOTHER:
+                raise
+            if not (is_ours and attempts_left):
+                raise Retryable("another transaction was in the way; roll back and try again") from error
+    raise AssertionError("unreachable")
 
 
 def _first(*values: int | None) -> int:

@@ -1,0 +1,462 @@
+"""Every named constraint, broken with raw SQL on a row that is otherwise valid, beside a legal change of the same row.
+
+Each case starts from a valid row, made by a factory, and says which assignments the database must refuse under the
+constraint's name and which, as near to them as can be, it must take. NULL is among the refused wherever a column can
+hold it: a CHECK that answers "unknown" lets a row pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import IntegrityError, connection, models, transaction
+
+from tests import make
+
+A = "'00000000-0000-7000-8000-00000000000a'"
+B = "'00000000-0000-7000-8000-00000000000b'"
+WHEN = "now()"
+CLAIM = f"claim_token = {A}, claimed_by = 'w', lease_until = {WHEN}"
+FLAG = f"due_at = {WHEN}, due_priority = 1, due_queue = 'q', due_agent = 'a'"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`row()` makes the row; each of `refused` and `taken` is the SET of an UPDATE of it."""
+
+    row: Callable[[], models.Model]
+    refused: list[str]
+    taken: list[str] = field(default_factory=list)
+
+
+def second(
+    maker: Callable[..., Any], *, first: dict[str, Any], then: dict[str, Any] | None = None
+) -> Callable[[], Any]:
+    """Make two rows that share a parent where `first` names one; the second is the one the case changes."""
+
+    def rows() -> Any:
+        shared = {name: value() if callable(value) else value for name, value in first.items()}
+        maker(**shared)
+        return maker(**{**shared, **(then or {})})
+
+    return rows
+
+
+def two_messages(**then: Any) -> Callable[[], Any]:
+    return second(make.message, first={"thread": make.thread}, then=then)
+
+
+def two_threads() -> Any:
+    make.thread(key="k")
+    return make.thread(key="other")
+
+
+def two_runs_of_a_thread() -> Any:
+    thread = make.thread()
+    make.run(thread=thread, status="running")
+    return make.run(thread=thread)
+
+
+def two_dispatches_of_a_thread() -> Any:
+    thread = make.thread()
+    make.dispatch(run=make.run(thread=thread), status="claimed")
+    return make.dispatch(run=make.run(thread=thread))
+
+
+def two_dispatches_of_a_run() -> Any:
+    run = make.run()
+    make.dispatch(run=run)
+    return make.dispatch(run=run, status="acked")
+
+
+def keyed_runs() -> Any:
+    make.run(dedupe_key="d", client_id="c")
+    return make.run(dedupe_key="e", client_id="d")
+
+
+def keyed_messages() -> Any:
+    make.message(client_id="c")
+    return make.message(client_id="d")
+
+
+def numbered_messages() -> Any:
+    thread = make.thread()
+    make.message(thread=thread, status="committed", seq=7)
+    return make.message(thread=thread, status="committed", seq=8)
+
+
+def two_events() -> Any:
+    thread = make.thread()
+    make.event(thread=thread, cursor=1, key="k")
+    return make.event(thread=thread, cursor=2, key="l")
+
+
+def two_journal_entries() -> Any:
+    run = make.run()
+    make.journal_entry(run=run, n=1)
+    return make.journal_entry(run=run, n=2)
+
+
+def two_tickets() -> Any:
+    run = make.run()
+    make.ticket(run=run, ticket_id="t")
+    return make.ticket(run=run, ticket_id="u")
+
+
+def two_outbox_rows() -> Any:
+    first = make.outbox(order=1)
+    return make.outbox(source_thread=first.source_thread, target_thread_id=first.target_thread_id, order=2)
+
+
+def two_registrations() -> Any:
+    make.registration(worker="w", agent="a")
+    return make.registration(worker="w", agent="b")
+
+
+def two_idempotency_keys() -> Any:
+    make.idempotency_key(key="k")
+    return make.idempotency_key(key="l")
+
+
+def blank(maker: Callable[[], models.Model], *columns: str) -> Case:
+    return Case(
+        maker,
+        [f"{column} = {value}" for column in columns for value in ("''", "' '", r"E' \t\n'")],
+        [f"{column} = ' x '" for column in columns],
+    )
+
+
+CASES: dict[str, Case | list[Case]] = {
+    # thread
+    "thread_scope_not_blank": blank(make.thread, "scope"),
+    "thread_key_null_or_not_blank": Case(make.thread, ["key = ''", "key = ' '"], ["key = NULL", "key = 'k'"]),
+    "thread_key_unique_in_scope": Case(
+        two_threads,
+        ["key = 'k'"],
+        ["key = NULL", "key = 'k', scope = 'other'", f"key = 'k', deleted_at = {WHEN}"],
+    ),
+    "thread_due_flag_whole_or_absent": Case(
+        make.thread,
+        [
+            f"due_at = {WHEN}",
+            "due_priority = 1",
+            "due_queue = 'q'",
+            "due_agent = 'a'",
+            f"{FLAG}, due_at = NULL".replace(f"due_at = {WHEN}, ", "", 1),
+            f"due_at = {WHEN}, due_queue = 'q', due_agent = 'a'",
+            f"due_at = {WHEN}, due_priority = 1, due_agent = 'a'",
+            f"due_at = {WHEN}, due_priority = 1, due_queue = 'q'",
+            f"{FLAG}, wakes_at = {WHEN}",
+            f"{FLAG}, active_run_id = {A}, open_run_id = {A}",
+            f"{FLAG}, blocked_reason = 'paused'",
+        ],
+        [FLAG, f"{FLAG}, open_run_id = {A}", f"wakes_at = {WHEN}", "blocked_reason = 'paused'"],
+    ),
+    "thread_counters_in_range": Case(
+        make.thread,
+        [
+            "last_seq = -1",
+            "last_cursor = -1, pruned_cursor = -1",
+            "epoch = -1",
+            "claim_count = -1",
+            "pruned_cursor = -1",
+            "last_cursor = 4, pruned_cursor = 5",
+        ],
+        ["last_seq = 0, epoch = 0, claim_count = 0", "last_cursor = 5, pruned_cursor = 5"],
+    ),
+    "thread_active_run_is_open_run": Case(
+        make.thread,
+        [f"active_run_id = {A}", f"active_run_id = {A}, open_run_id = {B}"],
+        [f"active_run_id = {A}, open_run_id = {A}", f"open_run_id = {A}"],
+    ),
+    # run
+    "run_names_not_blank": blank(make.run, "scope", "agent"),
+    "run_status_known": Case(make.run, ["status = ''", "status = 'finished'"], ["status = 'created'"]),
+    "run_turn_from_one": Case(make.run, ["turn = 0", "turn = -1"], ["turn = 1"]),
+    "run_waiting_iff_waiting_state": [
+        Case(lambda: make.run(status="running"), ["status = 'waiting'"], ["status = 'waiting', waiting = '{}'"]),
+        Case(make.run, ["waiting = '{}'"], ["waiting = NULL"]),
+        Case(
+            lambda: make.run(status="waiting"),
+            ["waiting = NULL", "status = 'running'"],
+            ["status = 'running', waiting = NULL"],
+        ),
+    ],
+    "run_done_iff_finished": [
+        Case(make.run, ["status = 'done'", f"finished_at = {WHEN}"], [f"status = 'done', finished_at = {WHEN}"]),
+        Case(lambda: make.run(status="done"), ["finished_at = NULL"], [f"finished_at = {WHEN}"]),
+    ],
+    "run_outcome_only_when_done": Case(
+        make.run,
+        ["final_output = '1'", "error = '{}'"],
+        [f"status = 'done', finished_at = {WHEN}, final_output = '1', error = '{{}}'"],
+    ),
+    "run_open_only_after_start": [
+        Case(make.run, ["status = 'running'"], [f"status = 'running', started_at = {WHEN}"]),
+        Case(make.run, ["status = 'waiting', waiting = '{}'"], [f"status = 'done', finished_at = {WHEN}"]),
+    ],
+    "run_one_open_per_thread": Case(
+        two_runs_of_a_thread,
+        [
+            f"status = 'running', started_at = {WHEN}",
+            f"status = 'waiting', waiting = '{{}}', started_at = {WHEN}",
+        ],
+        [f"status = 'done', finished_at = {WHEN}", "status = 'created'"],
+    ),
+    "run_dedupe_key_unique_while_not_done": Case(
+        keyed_runs,
+        ["dedupe_key = 'd'", f"dedupe_key = 'd', status = 'running', started_at = {WHEN}"],
+        [
+            "dedupe_key = NULL",
+            "dedupe_key = 'd', scope = 'other'",
+            f"dedupe_key = 'd', status = 'done', finished_at = {WHEN}",
+        ],
+    ),
+    "run_client_id_unique_in_scope": Case(
+        keyed_runs,
+        ["client_id = 'c'", f"client_id = 'c', status = 'done', finished_at = {WHEN}"],
+        ["client_id = NULL", "client_id = 'c', scope = 'other'"],
+    ),
+    # dispatch
+    "dispatch_names_not_blank": blank(make.dispatch, "agent", "queue"),
+    "dispatch_status_known": Case(make.dispatch, ["status = ''", "status = 'done'"], ["status = 'queued'"]),
+    "dispatch_priority_in_range": Case(
+        make.dispatch, ["priority = -1", "priority = 256"], ["priority = 0", "priority = 255"]
+    ),
+    "dispatch_attempts_within_max": Case(
+        make.dispatch,
+        ["attempt_count = -1", "lost_count = -1", "max_attempts = 0", "attempt_count = 6", "attempt_count = 1, max_attempts = 0"],
+        ["attempt_count = 5", "attempt_count = 1, max_attempts = 1", "lost_count = 6"],
+    ),
+    "dispatch_claimed_iff_leased": [
+        Case(
+            make.dispatch,
+            [
+                "status = 'claimed'",
+                f"claim_token = {A}",
+                "claimed_by = 'w'",
+                f"lease_until = {WHEN}",
+                f"status = 'claimed', claim_token = {A}, claimed_by = 'w'",
+                f"status = 'claimed', claimed_by = 'w', lease_until = {WHEN}",
+                f"status = 'claimed', claim_token = {A}, lease_until = {WHEN}",
+                f"status = 'claimed', claim_token = {A}, claimed_by = ' ', lease_until = {WHEN}",
+            ],
+            [f"status = 'claimed', {CLAIM}"],
+        ),
+        Case(
+            lambda: make.dispatch(status="claimed"),
+            [
+                "claim_token = NULL",
+                "claimed_by = ''",
+                "lease_until = NULL",
+                "status = 'queued'",
+                f"status = 'acked', completed_at = {WHEN}",
+                f"status = 'acked', completed_at = {WHEN}, claim_token = NULL, lease_until = NULL",
+            ],
+            ["status = 'queued', claim_token = NULL, claimed_by = '', lease_until = NULL"],
+        ),
+    ],
+    "dispatch_queued_carries_no_result": Case(
+        make.dispatch,
+        ["run_status = 'done'", "termination = '{}'", "response = 'null'", "error = '{}'"],
+        [f"status = 'acked', completed_at = {WHEN}, run_status = 'done', termination = '{{}}', response = '1'"],
+    ),
+    "dispatch_terminal_iff_completed": [
+        Case(
+            make.dispatch,
+            [f"completed_at = {WHEN}", *(f"status = '{end}'" for end in ("acked", "cancelled", "superseded", "dead_letter"))],
+            [f"status = 'superseded', completed_at = {WHEN}"],
+        ),
+        Case(lambda: make.dispatch(status="acked"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
+        Case(lambda: make.dispatch(status="claimed"), [f"completed_at = {WHEN}"], ["completed_at = NULL"]),
+    ],
+    "dispatch_only_dead_letters_resolved": [
+        Case(
+            lambda: make.dispatch(status="acked"),
+            [f"resolution = 'replayed', resolved_at = {WHEN}"],
+            ["resolution = ''"],
+        ),
+        Case(
+            lambda: make.dispatch(status="dead_letter"),
+            ["resolution = 'discarded'"],
+            [f"resolution = 'discarded', resolved_at = {WHEN}"],
+        ),
+    ],
+    "dispatch_one_claimed_per_thread": Case(
+        two_dispatches_of_a_thread,
+        [f"status = 'claimed', {CLAIM}"],
+        ["status = 'queued'", f"status = 'cancelled', completed_at = {WHEN}"],
+    ),
+    "dispatch_one_live_per_run": Case(
+        two_dispatches_of_a_run,
+        ["status = 'queued', completed_at = NULL", f"status = 'claimed', completed_at = NULL, {CLAIM}"],
+        ["status = 'cancelled'"],
+    ),
+    # message
+    "message_scope_not_blank": blank(make.message, "scope"),
+    "message_role_known": Case(make.message, ["role = ''", "role = 'human'"], ["role = 'tool'"]),
+    "message_state_known": Case(make.message, ["state = ''", "state = 'read'"], ["state = 'pending'"]),
+    "message_committed_iff_numbered": [
+        Case(make.message, ["state = 'committed'", "seq = 1"], ["state = 'committed', seq = 1"]),
+        Case(lambda: make.message(status="committed"), ["seq = NULL", "state = 'pending'"], ["seq = 99"]),
+    ],
+    "message_seq_from_one": Case(
+        lambda: make.message(status="committed"), ["seq = 0", "seq = -1"], ["seq = 1", "state = 'pending', seq = NULL"]
+    ),
+    "message_retracted_iff_reason": [
+        Case(
+            make.message,
+            ["state = 'retracted'", "retract_reason = 'withdrawn'"],
+            ["state = 'retracted', retract_reason = 'withdrawn'"],
+        ),
+        Case(lambda: make.message(status="retracted"), ["retract_reason = ''"], ["retract_reason = 'other'"]),
+    ],
+    "message_seq_unique_in_thread": Case(numbered_messages, ["seq = 7"], ["seq = 9", "seq = NULL, state = 'pending'"]),
+    "message_client_id_unique_in_scope": Case(
+        keyed_messages, ["client_id = 'c'"], ["client_id = NULL", "client_id = 'c', scope = 'other'"]
+    ),
+    # event
+    "event_kind_not_blank": blank(make.event, "kind"),
+    "event_cursor_from_one": Case(make.event, ["cursor = 0"], ["cursor = 1"]),
+    "event_cursor_unique_in_thread": Case(two_events, ["cursor = 1"], ["cursor = 3"]),
+    "event_key_unique_in_thread": Case(two_events, ["key = 'k'"], ["key = NULL", "key = 'm'"]),
+    # journal, ticket, outbox
+    "journal_names_not_blank": blank(make.journal_entry, "verb", "name"),
+    "journal_entry_once_per_use": Case(
+        two_journal_entries,
+        ["n = 1"],
+        ["n = 1, turn = 2", "n = 1, verb = 'say'", "n = 1, name = 'other'", "n = 1, key = 'k'", "n = 3"],
+    ),
+    "ticket_id_not_blank": blank(make.ticket, "ticket_id"),
+    "ticket_status_known": Case(make.ticket, ["status = ''", "status = 'closed'"], ["status = 'open'"]),
+    "ticket_answered_iff_answered_at": [
+        Case(
+            make.ticket,
+            ["status = 'answered'", f"answered_at = {WHEN}"],
+            [f"status = 'answered', answered_at = {WHEN}", "status = 'expired'"],
+        ),
+        Case(lambda: make.ticket(status="answered"), ["answered_at = NULL"], [f"answered_at = {WHEN}"]),
+    ],
+    "ticket_once_per_run": Case(two_tickets, ["ticket_id = 't'"], ["ticket_id = 'v'"]),
+    "outbox_kind_known": Case(make.outbox, ["kind = ''", "kind = 'mail'"], ["kind = 'wake'"]),
+    "outbox_status_known": Case(
+        lambda: make.outbox(status="delivered"), ["status = ''", "status = 'sent'"], ["status = 'dead_letter'"]
+    ),
+    "outbox_attempts_not_negative": Case(make.outbox, ["attempt_count = -1"], ["attempt_count = 0"]),
+    "outbox_ended_iff_completed": [
+        Case(
+            make.outbox,
+            ["status = 'delivered'", "status = 'dead_letter'", f"completed_at = {WHEN}"],
+            [f"status = 'delivered', completed_at = {WHEN}"],
+        ),
+        Case(lambda: make.outbox(status="delivered"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
+    ],
+    "outbox_order_unique_per_pair": Case(
+        two_outbox_rows, [f'"order" = 1'], ['"order" = 3', f'"order" = 1, target_thread_id = {A}']
+    ),
+    # workers
+    "agent_registration_names_not_blank": blank(make.registration, "worker", "agent", "version"),
+    "agent_registration_slots_from_one": Case(make.registration, ["slots = 0"], ["slots = 1"]),
+    "agent_registration_once_per_worker": Case(two_registrations, ["agent = 'a'"], ["agent = 'a', worker = 'v'"]),
+    # API
+    "idempotency_key_names_not_blank": blank(make.idempotency_key, "scope", "key"),
+    "idempotency_key_unique_in_scope": Case(two_idempotency_keys, ["key = 'k'"], ["key = 'k', scope = 'other'"]),
+    "api_token_names_not_blank": blank(make.api_token, "name", "scope"),
+}  # fmt: skip
+EVERY = [(name, case) for name, cases in CASES.items() for case in (cases if isinstance(cases, list) else [cases])]
+REFUSED = [pytest.param(name, case.row, sets, id=f"{name}: {sets}") for name, case in EVERY for sets in case.refused]
+TAKEN = [pytest.param(case.row, sets, id=f"{name}: {sets}") for name, case in EVERY for sets in case.taken]
+
+
+def update(row: models.Model, sets: str) -> int:
+    with transaction.atomic(), connection.cursor() as cursor:
+        key = row._meta.pk.column if row._meta.pk else "id"
+        cursor.execute(f"UPDATE {row._meta.db_table} SET {sets} WHERE {key} = %s", [row.pk])
+        return cursor.rowcount
+
+
+def test_every_constraint_of_every_model_is_tested() -> None:
+    named = {one.name for model in apps.get_app_config("mailbox").get_models() for one in model._meta.constraints}
+    assert named == set(CASES)
+    assert [name for name, case in EVERY if not case.refused or not case.taken] == []
+
+
+@pytest.mark.django_db
+def test_the_database_has_the_constraints_of_the_models() -> None:
+    """Migrated, by name; a partial or unique one is an index or a constraint there."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT conname FROM pg_constraint WHERE conrelid::regclass::text LIKE 'mailbox_%%' AND convalidated "
+            "UNION SELECT indexrelid::regclass::text FROM pg_index "
+            "WHERE indrelid::regclass::text LIKE 'mailbox_%%' AND indisunique AND indisvalid",
+            [],
+        )
+        stored = {name for (name,) in cursor.fetchall()}
+    assert set(CASES) <= stored
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("name", "row", "sets"), REFUSED)
+def test_a_row_that_breaks_a_constraint_is_refused_under_its_name(
+    name: str, row: Callable[[], models.Model], sets: str
+) -> None:
+    subject = row()
+    before = type(subject)._default_manager.filter(pk=subject.pk).values().get()
+    with pytest.raises(IntegrityError) as refusal:
+        update(subject, sets)
+    assert refusal.value.__cause__.diag.constraint_name == name  # type: ignore[union-attr]
+    assert type(subject)._default_manager.filter(pk=subject.pk).values().get() == before
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("row", "sets"), TAKEN)
+def test_the_nearest_legal_row_is_taken(row: Callable[[], models.Model], sets: str) -> None:
+    assert update(row(), sets) == 1
+
+
+@pytest.mark.django_db
+def test_an_insert_is_judged_like_an_update() -> None:
+    """Copies a valid row under a new id with one column broken: constraints are not only watched on UPDATE."""
+    run = make.run(status="running")
+    names = [column.column for column in run._meta.concrete_fields]
+    quoted = ", ".join(f'"{name}"' for name in names)
+    values = ", ".join({"id": A}.get(name, f'"{name}"') for name in names)
+    with pytest.raises(IntegrityError) as refusal, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO mailbox_run ({quoted}) SELECT {values} FROM mailbox_run WHERE id = %s", [run.pk])
+    assert refusal.value.__cause__.diag.constraint_name == "run_one_open_per_thread"  # type: ignore[union-attr]
+    values = ", ".join({"id": A, "turn": "0"}.get(name, f'"{name}"') for name in names)
+    with pytest.raises(IntegrityError) as refusal, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO mailbox_run ({quoted}) SELECT {values} FROM mailbox_run WHERE id = %s", [run.pk])
+    assert refusal.value.__cause__.diag.constraint_name == "run_turn_from_one"  # type: ignore[union-attr]
+
+
+# Columns that may hold NULL and stand in a CHECK: the constraint must answer true or false for it, never "unknown".
+_CHECKS = """
+    SELECT conname, conrelid::regclass::text, pg_get_expr(conbin, conrelid) FROM pg_constraint
+    WHERE contype = 'c' AND conrelid::regclass::text LIKE 'mailbox_%%'
+"""
+
+
+@pytest.mark.django_db
+def test_no_check_answers_unknown() -> None:
+    """Tries each CHECK with each of its NULL-able columns as NULL and as a value, in every combination."""
+    with connection.cursor() as cursor:
+        cursor.execute(_CHECKS, [])
+        for name, table, expression in cursor.fetchall():
+            cursor.execute(
+                "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute "
+                "JOIN pg_constraint ON conrelid = attrelid AND attnum = ANY(conkey) WHERE conname = %s AND contype = 'c'",
+                [name],
+            )
+            columns = cursor.fetchall()
+            assert columns, name
+            values = {"uuid": A, "jsonb": "'{}'", "timestamp with time zone": "now()"}
+            tables = []
+            for column, kind, is_required in columns:
+                some = values.get(kind, "'1'")
+                rows = f"({some}::{kind})" + ("" if is_required else f", (NULL::{kind})")
+                tables.append(f'(VALUES {rows}) AS "{column}_" ("{column}")')
+            cursor.execute(f"SELECT count(*) FROM {' CROSS JOIN '.join(tables)} WHERE ({expression}) IS NULL", None)
+            assert cursor.fetchone() == (0,), f"{name} of {table} passes by NULL: {expression}"
