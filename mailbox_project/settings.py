@@ -41,13 +41,19 @@ def _database(url: str) -> dict[str, Any]:
     known = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
     entry: dict[str, Any] = {name: str(parts.pop(key)) for key, name in known.items() if key in parts}
     options = {key: value for key, value in parts.items() if value is not None}
+    pool_size = int(_ENV.get("DATABASE_POOL_SIZE") or 0)
     return {
         "ENGINE": "django.db.backends.postgresql",
         **entry,
-        # A web process keeps its connections; a worker's are closed by Celery's Django fixup around each task.
-        "CONN_MAX_AGE": 60,
+        # A worker's few threads keep their connections. Under ASGI each request has a thread of its own, so the web
+        # process draws from a pool instead: DATABASE_POOL_SIZE, set for it alone.
+        "CONN_MAX_AGE": 0 if pool_size else 60,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5, **options},
+        "OPTIONS": {
+            "connect_timeout": 5,
+            **options,
+            **({"pool": {"min_size": 1, "max_size": pool_size, "timeout": 10}} if pool_size else {}),
+        },
     }
 
 
@@ -78,6 +84,8 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "mailbox_app",
     "mailbox_project",
+    # Further apps with agents: chaos runs and benchmarks bring theirs.
+    *_names("MAILBOX_EXTRA_APPS"),
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -140,6 +148,8 @@ MAILBOX: dict[str, Any] = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    # Celery would tell of each signal and tick; what happens to a run is told by the logger "mailbox".
+    "loggers": {"celery.app.trace": {"level": "WARNING"}, "celery.worker.strategy": {"level": "WARNING"}},
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},

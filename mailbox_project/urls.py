@@ -1,10 +1,12 @@
 """Routes of the reference project."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
 urlpatterns = [
-    path("", RedirectView.as_view(url="/v1/docs")),
+    path("", RedirectView.as_view(pattern_name="mailbox:docs")),
     path("admin/", admin.site.urls),
+    path("v1/", include("mailbox_app.api.v1.urls")),
+    path("health/", include("mailbox_app.api.v1.health")),
 ]

@@ -124,7 +124,8 @@ class StackProcess:
 
     @property
     def is_ready(self) -> bool:
-        return bool(self.facts.get("is_ready"))
+        facts = self.facts  # may still be those of a stack that was killed
+        return self.process is not None and facts.get("pid") == self.process.pid and bool(facts.get("is_ready"))
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,0 +1,74 @@
+"""Agents that say what they do in an append-only file, and that stop where they are told to."""
+
+import contextlib
+import ctypes
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mailbox_app.execution import Context, agent
+
+
+@agent("workload.noop")
+def noop(ctx: Context) -> None:
+    """Do nothing: what is left is the queue's own cost."""
+
+
+@agent("workload.steps")
+def steps(ctx: Context) -> str:
+    """Do `steps` journalled steps, logging each; in step `gate_at`, wait until the file `gate` exists.
+
+    Options: log (path), steps, gate_at, gate (path). Says "step n" before each; the output names them all.
+    """
+    options = ctx.options
+    with _telling(ctx):
+        done = []
+        for number in range(1, options.get("steps", 3) + 1):
+            ctx.say(f"step {number}")
+            done.append(ctx.step(f"step-{number}", lambda number=number: _step(ctx, number)))
+        return f"did {' '.join(map(str, done))}"
+
+
+@agent("workload.hang", timeout_seconds=1, max_attempts=1)
+def hang(ctx: Context) -> None:
+    """Go past the time limit: asleep, or (option `hard`) in C code that never lets Python run again."""
+    with _telling(ctx):
+        if ctx.options.get("hard"):
+            # PyDLL keeps the interpreter lock while it calls.
+            ctypes.PyDLL(None).sleep(600)
+        while True:
+            time.sleep(0.05)
+
+
+def _step(ctx: Context, number: int) -> int:
+    _tell(ctx, "begins", step=number)
+    if number == ctx.options.get("gate_at"):
+        while not Path(ctx.options["gate"]).exists():
+            time.sleep(0.02)
+    _tell(ctx, "ends", step=number)
+    return number
+
+
+@contextlib.contextmanager
+def _telling(ctx: Context) -> Iterator[None]:
+    _tell(ctx, "enters")
+    try:
+        yield
+    except BaseException as error:
+        _tell(ctx, "leaves", error=type(error).__name__)
+        raise
+    _tell(ctx, "returns")
+
+
+def _tell(ctx: Context, what: str, **facts: object) -> None:
+    if "log" not in ctx.options:
+        return
+    line = {
+        "what": what, "run": ctx.run_id, "attempt": ctx.attempt, "fence": ctx.fence_token,
+        "pid": os.getpid(), "at": time.time(), **facts,
+    }  # fmt: skip
+    # One write to a file opened for appending: lines of several processes do not mix.
+    with open(ctx.options["log"], "ab", buffering=0) as log:
+        log.write(json.dumps(line).encode() + b"\n")
