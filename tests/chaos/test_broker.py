@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mailbox_app.devtools.processes import wait_until
-
-from .conftest import SLACK_SECONDS, SWEEP_SECONDS, Live
+from tests.chaos.live import SLACK_SECONDS, SWEEP_SECONDS, Live
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -8,8 +8,7 @@ import pytest
 
 from mailbox_app.devtools.probes import descendants, living
 from mailbox_app.devtools.processes import wait_until
-
-from .conftest import LEASE_SECONDS, SLACK_SECONDS, Live, Watched
+from tests.chaos.live import LEASE_SECONDS, SLACK_SECONDS, Live, Watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
