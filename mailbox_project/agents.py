@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from datetime import date
 from typing import Any
 
 from mailbox_app.errors import Permanent
@@ -60,6 +61,8 @@ def _profile(cells: list[str]) -> dict[str, Any]:
         middle = statistics.median(numbers)
         spread = {"min": min(numbers), "median": middle, "mean": statistics.fmean(numbers), "max": max(numbers)}
         return {**profile, "kind": "number", **{name: round(value, 4) for name, value in spread.items()}}
+    if filled and all(map(_is_date, filled)):
+        return {**profile, "kind": "date", "first": min(filled), "last": max(filled)}
     common = max(sorted(set(filled)), key=filled.count) if filled else ""
     return {**profile, "kind": "text" if filled else "empty", "most_common": common, "times": filled.count(common)}
 
@@ -72,6 +75,14 @@ def _number(cell: str) -> float | None:
     return number if number - number == 0 else None  # neither nan nor inf
 
 
+def _is_date(cell: str) -> bool:
+    """Whether the cell is a day as ISO 8601 writes it, which also sorts as text."""
+    try:
+        return date.fromisoformat(cell).isoformat() == cell
+    except ValueError:
+        return False
+
+
 def _report(rows: int, profiles: list[dict[str, Any]]) -> str:
     lines = [
         f"# {rows} rows, {len(profiles)} columns",
@@ -82,6 +93,10 @@ def _report(rows: int, profiles: list[dict[str, Any]]) -> str:
     for column in profiles:
         if column["kind"] == "number":
             summary = "min {min:g} · median {median:g} · mean {mean:g} · max {max:g}".format(**column)
+        elif column["kind"] == "date":
+            summary = f"{column['first']} to {column['last']}"
+        elif column["kind"] == "text" and column["distinct"] == column["filled"]:
+            summary = "all different"
         elif column["kind"] == "text":
             summary = f"most often “{_cell(column['most_common'])}” ({column['times']} times)"
         else:

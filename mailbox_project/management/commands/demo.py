@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import re
 import shlex
-import shutil
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Command(BaseCommand):
                         stack.tick(0.5)
             finally:
                 if stack.is_started:
-                    steps.begin("stopping")
+                    steps.begin("stopping everything")
                     stack.stop()
                     steps.finish()
         if not answered:
@@ -89,13 +90,15 @@ class Command(BaseCommand):
         answer = request("POST", f"{base}/v1/runs", token=token, body=body)
         run_id = self._checked(answer, 202)["run_id"]
         self._line(f"  {self._paint('32', '202 Accepted')}  run {run_id}\n")
-        cursor = 0
+        cursor, first = 0, None
         while True:
             run = self._checked(request("GET", f"{base}/v1/runs/{run_id}", token=token), 200)
             # Read after the run: once it is done, this page is the last one.
             for event in self._events(f"{base}/v1/runs/{run_id}/events", token, cursor):
-                cursor = event["cursor"]
-                self._line(f"  {cursor:>4}  {self._paint('36', event['kind'].ljust(20))} {_brief(event['payload'])}")
+                cursor, at = event["cursor"], datetime.fromisoformat(event["created_at"])
+                first = first or at
+                since, kind = f"{(at - first).total_seconds():.2f} s", self._paint("36", event["kind"].ljust(17))
+                self._line(f"  {cursor:>4}  {self._paint('2', since)}  {kind} {_brief(event['payload'])}".rstrip())
             if run["status"] == "done":
                 break
             if time.monotonic() - begun > ANSWER_SECONDS:
@@ -106,8 +109,8 @@ class Command(BaseCommand):
         self._line(
             f"\n  {self._paint('32', 'done')} after {time.monotonic() - begun:.1f} s, and the agent's answer is\n"
         )
-        for line in str(run["final_output"]).splitlines():
-            self._line(f"    {line}")
+        for line in _aligned(str(run["final_output"]).splitlines()):
+            self._line(f"    {line}".rstrip())
         self._line()
 
     def _events(self, url: str, token: str, cursor: int) -> Iterator[dict[str, Any]]:
@@ -147,7 +150,7 @@ class Command(BaseCommand):
 
     def _line(self, text: str = "") -> None:
         with contextlib.suppress(BrokenPipeError):
-            self.stdout.write(text)
+            self.stdout.write(text + "\n", ending="")
             self.stdout.flush()
 
 
@@ -176,10 +179,26 @@ class Steps:
 
 
 def _brief(payload: Any) -> str:
-    """The scalars of a payload on what is left of the line."""
+    """What a payload says in a few words: no ids, which are the same on every line, no zeros, nothing long."""
     if not isinstance(payload, dict):
         return ""
-    words = [f"{name}={value}" for name, value in payload.items() if isinstance(value, str | int | float)]
-    room = max(20, shutil.get_terminal_size((100, 24)).columns - 30)
-    text = " ".join(words)
-    return text if len(text) <= room else text[: room - 1] + "…"
+    told = {name: value for name, value in payload.items() if name != "id" and not name.endswith("_id")}
+    words = [f"{name}={value}" for name, value in told.items() if value and isinstance(value, str | int | float)]
+    return " ".join(word for word in words if len(word) <= 40 and "\n" not in word)
+
+
+def _aligned(lines: list[str]) -> list[str]:
+    """Markdown with the columns of its tables padded to the same width, which changes nothing for a Markdown reader."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] if line.startswith("|") else None for line in lines]
+    table = [[cell.strip() for cell in row] for row in rows if row]
+    widths = [max(map(len, column)) for column in zip(*table, strict=False)]
+    right = {place for row in table for place, cell in enumerate(row) if re.fullmatch("-+:", cell)}
+    aligned = []
+    for line, row in zip(lines, rows, strict=True):
+        cells = []
+        for place, (cell, width) in enumerate(zip(map(str.strip, row or []), widths, strict=False)):
+            if re.fullmatch(":?-+:?", cell):
+                cell = cell.replace("-", "-" * (width - len(cell) + 1), 1)
+            cells.append(cell.rjust(width) if place in right else cell.ljust(width))
+        aligned.append(f"| {' | '.join(cells)} |" if row else line)
+    return aligned
