@@ -1,129 +1,101 @@
-"""Factories: one valid row a call, in any status, with only what the test names different.
+"""Factories: one call makes one thing that a test needs, with everything it does not care about filled in.
 
-`make.run(status="waiting")` fills what the database demands of a waiting run. Rows are made directly, past the verbs:
-for tests of the rows themselves. Tests of behaviour submit.
+What runs and how it came to do so is made by the verbs themselves; only rows nobody has a verb for are written here.
 """
 
 import itertools
-import uuid
+import json
+import time
+from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Model
-from django.db.models.functions import Now
+from django.apps import apps
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
 
-from mailbox_app.models import (
-    UNCLAIMED,
-    AgentRegistration,
-    ApiToken,
-    Dispatch,
-    Event,
-    IdempotencyKey,
-    JournalEntry,
-    Maintenance,
-    Message,
-    Outbox,
-    Run,
-    Thread,
-    Ticket,
-)
+from mailbox_app.models import ApiToken, Run, Thread
+from mailbox_app.operations import submit
+
+SCOPE = "default"
+AGENT = "echo"
 
 _numbers = itertools.count(1)
 
 
-def columns(noun: str, status: str) -> dict[str, Any]:
-    """Every column the database ties to a status, as a row of that status has it (a new claim token each time)."""
-    match noun, status:
-        case "run", _:
-            return {
-                "started_at": None if status == "created" else Now(),
-                "waiting": {"reason": "user_input", "message": "go on?"} if status == "waiting" else None,
-                "finished_at": Now() if status == "done" else None,
-            }
-        case "dispatch", "claimed":
-            claim = {"claim_token": uuid.uuid4(), "claimed_by": "worker@here:1", "lease_until": Now()}
-            return {**claim, "completed_at": None}
-        case "dispatch", _:
-            return {**UNCLAIMED, "completed_at": None if status == "queued" else Now()}
-        case "message", _:
-            return {
-                "seq": next(_numbers) if status == "committed" else None,
-                "retract_reason": "withdrawn" if status == "retracted" else "",
-            }
-        case "ticket", _:
-            return {"answered_at": Now() if status == "answered" else None}
-        case "outbox", _:
-            return {"completed_at": None if status == "pending" else Now()}
-    raise ValueError(f"no noun {noun!r}")
+def thread(*, scope: str = SCOPE, **given: Any) -> Thread:
+    """A thread without a run."""
+    return submit.thread(scope=scope, **given)
 
 
-def thread(**fields: Any) -> Thread:
-    return Thread.objects.create(**{"scope": "acme", **fields})
+def run(*, scope: str = SCOPE, agent: str = AGENT, text: str = "hello", **given: Any) -> Run:
+    """A queued run; `thread_id`, `messages` and the like as for `submit.run`."""
+    receipt = submit.run(scope=scope, agent=agent, messages=given.pop("messages", [text]), **given)
+    return Run.objects.get(pk=receipt.run_id)
 
 
-def run(*, status: str = "created", **fields: Any) -> Run:
-    owner = fields.pop("thread", None) or thread()
-    given = {"scope": owner.scope, "agent": "echo", "order": next(_numbers), **columns("run", status), **fields}
-    return Run.objects.create(thread=owner, status=status, **given)
+def token(*, scope: str = SCOPE, name: str = "", **given: Any) -> tuple[ApiToken, str]:
+    """A usable token and its secret."""
+    return ApiToken.objects.issue(name=name or f"token {next(_numbers)}", scope=scope, **given)
 
 
-def dispatch(*, status: str = "queued", **fields: Any) -> Dispatch:
-    activated = fields.pop("run", None) or run()
-    given = {"agent": activated.agent, "queue": "mailbox.default", "order": activated.order}
-    given |= {**columns("dispatch", status), **fields}
-    return Dispatch.objects.create(thread=activated.thread, run=activated, status=status, **given)
+@dataclass
+class Api:
+    """The API as one caller sees it: requests with its token, JSON both ways."""
+
+    secret: str
+    client: Client
+    prefix: str = "/v1"
+
+    def get(self, path: str, **parameters: Any) -> HttpResponse:
+        """GET `/v1<path>`."""
+        return self.client.get(f"{self.prefix}{path}", parameters, headers=self._headers({}))
+
+    def post(self, path: str, body: Any = None, *, raw: bytes | str | None = None, **headers: str) -> HttpResponse:
+        """POST JSON, or `raw` bytes as they are; `idempotency_key="k"` becomes the header `Idempotency-Key`."""
+        content_type = headers.pop("content_type", "application/json")
+        path, headers = f"{self.prefix}{path}", self._headers(headers)
+        if raw is not None:
+            return self.client.generic("POST", path, raw, content_type=content_type, headers=headers)
+        return self.client.post(path, body, content_type=content_type, headers=headers)
+
+    def _headers(self, given: dict[str, str]) -> dict[str, str]:
+        return {
+            "authorization": f"Bearer {self.secret}",
+            **{name.replace("_", "-"): value for name, value in given.items()},
+        }
 
 
-def message(*, status: str = "pending", **fields: Any) -> Message:
-    owner = fields.pop("thread", None) or thread()
-    given = {"scope": owner.scope, "role": "user", "content": "hello", "position": next(_numbers)}
-    given |= {**columns("message", status), **fields}
-    return Message.objects.create(thread=owner, state=status, **given)
+def api(*, scope: str = SCOPE, secret: str | None = None, prefix: str = "/v1", client: Client | None = None) -> Api:
+    """A caller with a token of its own in this scope."""
+    return Api(secret=secret or token(scope=scope)[1], client=client or Client(), prefix=prefix)
 
 
-def event(**fields: Any) -> Event:
-    owner = fields.pop("thread", None) or thread()
-    given = {"cursor": next(_numbers), "kind": "RunQueued", "payload": {"agent": "echo"}, **fields}
-    return Event.objects.create(thread=owner, **given)
+def row_counts() -> dict[str, int]:
+    """How many rows each table of the app holds: equal before and after means that nothing was written."""
+    return {model.__name__: model._default_manager.count() for model in apps.get_app_config("mailbox").get_models()}
 
 
-def journal_entry(**fields: Any) -> JournalEntry:
-    given = {"turn": 1, "verb": "step", "name": "look-up", "n": 1, "arguments_hash": "0" * 64, "result": [1]}
-    return JournalEntry.objects.create(run=fields.pop("run", None) or run(), **{**given, **fields})
+def problem_of(answer: HttpResponse) -> dict[str, Any]:
+    """The problem details of a refusal, checked for their form."""
+    assert answer["Content-Type"] == "application/problem+json", answer.content
+    found: dict[str, Any] = json.loads(answer.content)
+    assert list(found)[:5] == ["type", "title", "status", "detail", "code"]
+    assert found["status"] == answer.status_code
+    assert found["type"] == f"urn:mailbox:problem:{found['code']}"
+    assert found["title"]
+    assert found["detail"]
+    return found
 
 
-def ticket(*, status: str = "open", **fields: Any) -> Ticket:
-    asked = fields.pop("run", None) or run()
-    given = {"ticket_id": f"ticket-{next(_numbers)}", "question": "May I?", **columns("ticket", status), **fields}
-    return Ticket.objects.create(run=asked, status=status, **given)
-
-
-def outbox(*, status: str = "pending", **fields: Any) -> Outbox:
-    source = fields.pop("source_thread", None) or thread()
-    given = {"target_thread_id": uuid.uuid4(), "kind": "message", "order": next(_numbers)}
-    given |= {**columns("outbox", status), **fields}
-    return Outbox.objects.create(source_thread=source, status=status, **given)
-
-
-def registration(**fields: Any) -> AgentRegistration:
-    given = {"worker": f"worker@{next(_numbers)}", "agent": "echo", "version": "1", "queues": ["mailbox.default"]}
-    return AgentRegistration.objects.create(**{**given, **fields})
-
-
-def maintenance(**fields: Any) -> Maintenance:
-    return Maintenance.objects.create(**{"name": f"pass-{next(_numbers)}", "last_started_at": Now(), **fields})
-
-
-def idempotency_key(**fields: Any) -> IdempotencyKey:
-    given = {"scope": "acme", "key": f"key-{next(_numbers)}", "request_hash": "0" * 64, "status_code": 202}
-    return IdempotencyKey.objects.create(**{**given, **fields})
-
-
-def api_token(**fields: Any) -> ApiToken:
-    token, _ = ApiToken.objects.issue(**{"name": "demo", "scope": "acme", **fields})
-    return token
-
-
-def row(noun: str, **fields: Any) -> Model:
-    """A row of the noun of that name, as `states.py` spells it."""
-    makers = {"run": run, "dispatch": dispatch, "message": message, "ticket": ticket, "outbox": outbox}
-    return makers[noun](**fields)
+def wait_for_a_blocked_connection(seconds: float = 30) -> None:
+    """Return once some connection of this database waits for a lock that another one holds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            if cursor.fetchone():
+                return
+    raise AssertionError("no connection waits for a lock")

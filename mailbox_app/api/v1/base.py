@@ -1,23 +1,26 @@
-"""The view every route is made of. It names all it needs, so a team's own REST_FRAMEWORK settings change nothing here."""
+"""The view every route is made of. It names all it needs: a team's own REST_FRAMEWORK settings change nothing here."""
 
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import transaction
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
 from django.urls import reverse
 from drf_spectacular.openapi import AutoSchema
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import UnsupportedMediaType
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import JSONParser
-from rest_framework.renderers import JSONRenderer
+from rest_framework.permissions import BasePermission
+from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.schemas.inspectors import ViewInspector
 from rest_framework.views import APIView
 
 from mailbox_app.api.v1 import errors
@@ -52,31 +55,36 @@ class Negotiation(DefaultContentNegotiation):
         return renderers
 
 
-class MailboxView(APIView):
-    """A route of the API: authenticated, within one scope, and every refusal as problem details."""
+class PublicView(APIView):
+    """A route that anybody may read; every refusal is problem details."""
 
-    schema = AutoSchema()
-    authentication_classes = AUTHENTICATION
-    permission_classes = (HasScope,)
-    renderer_classes = (Renderer,)
+    schema: ViewInspector | None = AutoSchema()
+    authentication_classes: Sequence[type[BaseAuthentication]] = ()
+    permission_classes: Sequence[type[BasePermission]] = ()
+    renderer_classes: Sequence[type[BaseRenderer]] = (Renderer,)
     parser_classes = (JSONParser,)
     throttle_classes = ()
     content_negotiation_class = Negotiation
     versioning_class = None
-    metadata_class = None
+    http_method_names = ("get", "head", "post", "put", "patch", "delete")
+
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        # What one caller was told is for no cache.
+        return {**super().default_response_headers, "Cache-Control": "no-store"}
 
     @classmethod
-    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+    def as_view(cls, **initkwargs: Any) -> Any:
         """Take the view out of ATOMIC_REQUESTS: a refusal is an answer, and each verb is a transaction of its own."""
-        view: Callable[..., HttpResponseBase] = transaction.non_atomic_requests(super().as_view(**initkwargs))
-        return view
+        return transaction.non_atomic_requests(super().as_view(**initkwargs))
 
     def get_exception_handler(self) -> Callable[[Exception, dict[str, Any]], Any]:
         return errors.answer
 
-    @property
-    def scope(self) -> str:
-        return scope_of(self.request)
+    def handle_exception(self, exc: Exception) -> Response:
+        """Answer in JSON, whatever the route's own representations are."""
+        self.request.accepted_renderer, self.request.accepted_media_type = Renderer(), Renderer.media_type
+        return super().handle_exception(exc)
 
     def link(self, name: str, **arguments: Any) -> str:
         """The path of a route of this API, under the prefix and namespace the request came in by."""
@@ -86,11 +94,23 @@ class MailboxView(APIView):
         return reverse(f"{namespace}:{name}" if namespace else name, urlconf=urlconf, kwargs=arguments)
 
 
-class NotFoundView(MailboxView):
+class MailboxView(PublicView):
+    """A route of the API proper: authenticated, and within one scope."""
+
+    authentication_classes = AUTHENTICATION
+    permission_classes = (HasScope,)
+
+    scope: str
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Authenticate, and settle the scope before anything of the request is read."""
+        super().initial(request, *args, **kwargs)
+        self.scope = scope_of(request)
+
+
+class NotFoundView(PublicView):
     """Any address under the prefix that is no route."""
 
-    authentication_classes = ()
-    permission_classes = ()
     schema = None
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +134,7 @@ def body_of(request: Request, fields: set[str], required: tuple[str, ...] = ()) 
     """
     given = _parsed(request)
     if not isinstance(given, dict):
-        raise InvalidInput("", "not_an_object", f"the body must be a JSON object, not {_kind(given)}")
+        raise InvalidInput("body", "not_an_object", f"the body must be a JSON object, not {_kind(given)}")
     unknown = sorted(set(given) - fields)
     if unknown:
         refusal = InvalidInput(unknown[0], "unknown_field", f"the body has no field {unknown[0]!r:.100}")
@@ -131,6 +151,8 @@ def body_of(request: Request, fields: set[str], required: tuple[str, ...] = ()) 
 
 def _parsed(request: Request) -> Any:
     plain: HttpRequest = request._request
+    if not plain.content_type and not plain.body:
+        raise Malformed("malformed_json", "the body is empty; send a JSON object")
     if not _JSON_TYPE.fullmatch(plain.content_type or ""):
         raise UnsupportedMediaType(plain.content_type or "", "Send the body as application/json.")
     if (plain.content_params or {}).get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
@@ -138,7 +160,7 @@ def _parsed(request: Request) -> Any:
     body = plain.body
     limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     if limit is not None and len(body) > limit:  # a chunked body announces no length, so Django did not look
-        raise RequestDataTooBig(f"The body has {len(body)} bytes, at most {limit} are allowed.")
+        raise RequestDataTooBig
     try:
         return json.loads(body.decode(), object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.core.signals import got_request_exception
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest
+from django.http.request import UnreadablePostError
 from django.utils.log import log_response
-from rest_framework.exceptions import APIException
+from rest_framework.exceptions import APIException, NotAuthenticated
 from rest_framework.response import Response
 
 from mailbox_app.errors import InvalidInput, MailboxError, Retryable
@@ -108,8 +110,9 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
         case PermissionDenied():
             return problem("permission_denied", str(error) or "The credentials do not allow this.")
         case RequestDataTooBig():
-            return problem("body_too_large", str(error))
-        case SuspiciousOperation():
+            limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            return problem("body_too_large", f"the body must have at most {limit} bytes", facts={"max_bytes": limit})
+        case SuspiciousOperation() | UnreadablePostError():
             return problem("malformed_request", "The request cannot be read.")
         case APIException() if error.default_code in PROBLEMS:
             return _of_framework(error)
@@ -128,7 +131,9 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
 
 
 def _of_framework(error: APIException) -> Response:
-    response = problem(error.default_code, str(error.detail))
+    unauthenticated = isinstance(error, NotAuthenticated)
+    detail = "send `Authorization: Bearer <token>`, or log in" if unauthenticated else str(error.detail)
+    response = problem(error.default_code, detail)
     challenge = getattr(error, "auth_header", None)
     if challenge:
         response["WWW-Authenticate"] = challenge
@@ -136,13 +141,11 @@ def _of_framework(error: APIException) -> Response:
 
 
 def _logged(response: Response, error: Exception, context: dict[str, Any]) -> Response:
-    """Log like Django does for an exception that reaches it: same logger, same signal, so that error trackers see it."""
+    """Log as Django does an exception that reaches it: same logger, same signal, so that error trackers see it."""
     view, request = context.get("view"), context["request"]
     plain: HttpRequest = getattr(request, "_request", request)
     got_request_exception.send(sender=type(view), request=plain)
-    log_response(
-        "%s: %s", response.reason_phrase, plain.path, response=response, request=plain, exception=error
-    )
+    log_response("%s: %s", response.reason_phrase, plain.path, response=response, request=plain, exception=error)
     return response
 
 

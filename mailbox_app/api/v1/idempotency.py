@@ -29,7 +29,7 @@ REPLAYED = "Idempotency-Replayed"
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,200}")
 
 # One statement: insert the key, or take over one that has expired. The ORM has no conflict action with a condition, and
-# two statements would leave a gap in which two requests both take over. It waits for an uncommitted row of the same key.
+# two statements would leave a gap in which two requests both take over. It waits for another's uncommitted row.
 _TAKE = f"""
     INSERT INTO {IdempotencyKey._meta.db_table} AS held (scope, key, request_hash, status_code, headers, response)
     VALUES (%(scope)s, %(key)s, %(hash)s, 0, '{{}}', NULL)
@@ -64,7 +64,7 @@ def once(request: Request, *, scope: str, body: Any, act: Callable[[], Response]
         IdempotencyKey.objects.filter(pk=taken).update(
             status_code=response.status_code,
             headers={"Location": response["Location"]},
-            # The text, not the object: the repeat is to have the same bytes, and jsonb does not keep the order of names.
+            # The text, not the object: the repeat is to have the same bytes, and jsonb reorders names.
             response=Renderer().render(response.data).decode(),
         )
         return response

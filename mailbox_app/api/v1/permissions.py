@@ -41,7 +41,7 @@ class BearerAuthentication(BaseAuthentication):
             raise AuthenticationFailed("The token is unknown, expired or revoked.")
         if token.user is not None and not token.user.is_active:
             raise AuthenticationFailed("The token's user is not active.")
-        if token.is_stale:
+        if token.is_stale:  # type: ignore[attr-defined]
             ApiToken.objects.filter(_STALE, pk=token.pk).update(last_used_at=Now())
         return token.user, token
 
@@ -52,8 +52,6 @@ class BearerAuthentication(BaseAuthentication):
 
 class HasScope(BasePermission):
     """Whoever has a token, or is logged in."""
-
-    message = "Send `Authorization: Bearer <token>`, or log in."
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         """Tell whether the request has a principal."""

@@ -1,0 +1,129 @@
+"""Threads: make one, list them, read one's log."""
+
+from django.http.response import HttpResponseBase
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from mailbox_app.api.v1 import idempotency, serializers
+from mailbox_app.api.v1.base import MailboxView, body_of, path_id
+from mailbox_app.api.v1.pagination import Newest, choice_of, limit_of, number_of, page, parameters
+from mailbox_app.api.v1.schema import IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
+from mailbox_app.errors import Gone, ThreadNotFound
+from mailbox_app.models import Message, Thread, Visibility
+from mailbox_app.operations import inputs, submit
+
+_FIELDS = set(serializers.NewThreadSerializer().fields)
+_ORDERS = ("asc", "desc")
+_VISIBILITIES = (*Visibility.values, "all")
+
+
+class ThreadsView(MailboxView):
+    @operation(
+        400, 422,
+        operation_id="list_threads",
+        summary="List threads",
+        tags=["threads"],
+        parameters=[
+            OpenApiParameter("key", str, description="Only the thread of this key."),
+            OpenApiParameter("cursor", str, description="`next_cursor` of the page before, with the same filters."),
+            LIMIT,
+        ],
+        responses={200: serializers.ThreadPageSerializer},
+    )  # fmt: skip
+    def get(self, request: Request) -> Response:
+        """Threads, the latest activity first."""
+        given = parameters(request, "key", "cursor", "limit")
+        limit, scope = limit_of(given), self.scope
+        rows = Thread.objects.in_scope(scope).not_deleted()
+        if "key" in given:
+            rows = rows.filter(key=inputs.text("key", given["key"]))
+        order = Newest("threads", scope, given.get("key", ""))
+        items, has_more = page(order.after(rows, given.get("cursor"))[: limit + 1], limit)
+        found = {"items": items, "next_cursor": order.at(items[-1]) if has_more else None, "has_more": has_more}
+        return Response(serializers.ThreadPageSerializer(found).data)
+
+    @operation(
+        400, 409, 413, 415, 422,
+        operation_id="create_thread",
+        summary="Create a thread",
+        tags=["threads"],
+        request=serializers.NewThreadSerializer,
+        responses={201: serializers.ThreadSerializer},
+        parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
+    )  # fmt: skip
+    def post(self, request: Request) -> HttpResponseBase:
+        """Create a thread without a run. `POST /runs` makes one by itself; this is for those who need it before."""
+        parameters(request)
+        body = body_of(request, _FIELDS)
+        scope = self.scope
+
+        def act() -> Response:
+            thread_id = submit.thread(scope=scope, **body).pk
+            # Read anew: the times in the row are the database's.
+            answer = serializers.ThreadSerializer(find(scope, str(thread_id)))
+            return Response(answer.data, status=201, headers={"Location": self.link("thread", thread_id=thread_id)})
+
+        return idempotency.once(request, scope=scope, body=body, act=act)
+
+
+class ThreadView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="get_thread",
+        summary="Look at a thread",
+        tags=["threads"],
+        parameters=[THREAD_ID],
+        responses={200: serializers.ThreadSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """A thread."""
+        parameters(request)
+        return Response(serializers.ThreadSerializer(find(self.scope, thread_id)).data)
+
+
+class ThreadMessagesView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="list_thread_messages",
+        summary="Read a thread's log",
+        tags=["threads"],
+        parameters=[
+            THREAD_ID,
+            OpenApiParameter("after", int, description="Messages with a greater `seq`."),
+            OpenApiParameter("before", int, description="Messages with a smaller `seq`."),
+            OpenApiParameter("order", str, enum=_ORDERS, default="asc"),
+            OpenApiParameter("visibility", str, enum=_VISIBILITIES, default="public"),
+            LIMIT,
+        ],
+        responses={200: serializers.MessagePageSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """The messages that were read or said, in order. What no agent has read yet is not among them."""
+        given = parameters(request, "after", "before", "order", "visibility", "limit")
+        after, before, limit = number_of(given, "after"), number_of(given, "before"), limit_of(given)
+        descends = choice_of(given, "order", _ORDERS) == "desc"
+        visibility = choice_of(given, "visibility", _VISIBILITIES)
+        thread = find(self.scope, thread_id)
+        rows = Message.objects.filter(thread=thread).committed()
+        if visibility != "all":
+            rows = rows.filter(visibility=visibility)
+        if after is not None:
+            rows = rows.filter(seq__gt=after)
+        if before is not None:
+            rows = rows.filter(seq__lt=before)
+        items, has_more = page(rows.order_by("-seq" if descends else "seq")[: limit + 1], limit)
+        stands = items[-1].seq if items else (before if descends else after or 0)
+        found = {"items": items, "next_cursor": stands, "has_more": has_more}
+        return Response(serializers.MessagePageSerializer(found).data)
+
+
+def find(scope: str, given: str) -> Thread:
+    """The thread of this id. Raises ThreadNotFound (also for another scope's thread) and Gone."""
+    thread_id = path_id("thread_id", given)
+    thread = Thread.objects.in_scope(scope).filter(pk=thread_id).first()
+    if thread is None:
+        raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
+    if thread.deleted_at is not None:
+        raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
+    return thread

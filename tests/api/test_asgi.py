@@ -1,0 +1,92 @@
+"""The API as it is served: uvicorn, real sockets, several requests at a time."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from django.db import connection
+
+from mailbox_app.models import Run
+from mailbox_project.asgi import application
+from tests import make
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HELLO = {"agent": "echo", "messages": [{"content": "Hello"}]}
+
+
+class _Server(uvicorn.Server):
+    def __init__(self) -> None:
+        super().__init__(uvicorn.Config(application, port=0, lifespan="off", log_level="warning"))
+        self.is_up = threading.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def caller(transactional_db: None) -> Iterator[httpx.Client]:
+    """A client of a server of this test, with a token."""
+    server = _Server()
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert server.is_up.wait(30)
+    headers = {"Authorization": f"Bearer {make.token()[1]}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
+        yield client
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def chunks(body: dict[str, Any]) -> Iterator[bytes]:
+    """The body in pieces, which are sent without saying how long it is."""
+    sent = json.dumps(body).encode()
+    yield sent[:5]
+    yield sent[5:]
+
+
+def test_a_submission_by_real_http_is_answered_and_readable(caller: httpx.Client) -> None:
+    answer = caller.post("/v1/runs", json=HELLO)
+    assert answer.status_code == 202
+    assert caller.get(answer.headers["Location"]).json()["id"] == str(Run.objects.get().pk)
+    assert caller.get("/health/ready").json()["status"] == "ok"
+
+
+def test_a_body_of_unknown_length_is_read(caller: httpx.Client) -> None:
+    answer = caller.post("/v1/runs", content=chunks(HELLO), headers={"Content-Type": "application/json"})
+    assert "Content-Length" not in answer.request.headers
+    assert answer.status_code == 202
+
+
+def test_a_body_of_unknown_length_is_limited(caller: httpx.Client, settings: Any) -> None:
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000
+    body = {**HELLO, "metadata": {"a": "x" * 1_000}}
+    answer = caller.post("/v1/runs", content=chunks(body), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert not Run.objects.exists()
+
+
+def test_a_body_over_the_limit_is_413_on_the_wire_too(caller: httpx.Client) -> None:
+    answer = caller.post("/v1/runs", json={**HELLO, "metadata": {"a": "x" * 3 * 1024 * 1024}})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
+
+
+def test_many_at_a_time_are_all_accepted_and_leave_no_connection_behind(caller: httpx.Client) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: caller.post("/v1/runs", json={**HELLO, "thread_key": "k"}), range(64)))
+    assert [answer.status_code for answer in answers] == [202] * 64
+    assert len({answer.json()["thread_id"] for answer in answers}) == 1
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        assert cursor.fetchone()[0] < 25
