@@ -54,9 +54,13 @@ class DispatchQuerySet(MovingQuerySet["Dispatch"]):
         """Those that can start now, first by priority, then in the order they came."""
         return self.filter(available_at__lte=Now()).order_by("priority", "order", "id")
 
-    def next_waking(self) -> "DispatchQuerySet":
-        """Those that can start later, soonest first."""
-        return self.filter(available_at__gt=Now()).order_by("available_at", "id")
+    def soonest(self) -> "DispatchQuerySet":
+        """All, the one that can start first in front.
+
+        No comparison with the clock: it has gone on since `head` was looked for, and what came due in between would be
+        neither a head nor waking.
+        """
+        return self.order_by("available_at", "id")
 
     def flag(self) -> "models.QuerySet[Dispatch, tuple[datetime, int, str, str]]":
         """What a thread's ready flag says of its head: (due_at, due_priority, due_queue, due_agent)."""
@@ -64,6 +68,8 @@ class DispatchQuerySet(MovingQuerySet["Dispatch"]):
 
 
 class Dispatch(Moving):
+    """One queue entry: who may execute its run, until when, and what came of it."""
+
     NOUN = "dispatch"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

@@ -1,0 +1,109 @@
+"""Dispatches, and those of them that are dead letters: what an operator looks at first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from mailbox_app.admin import render, sections
+from mailbox_app.admin.base import ReadOnlyAdmin, words
+from mailbox_app.admin.runs import explanation
+from mailbox_app.models import DeadLetter, Dispatch, Run, Thread
+
+
+class _ActivationAdmin(ReadOnlyAdmin):
+    """What both lists of dispatches share."""
+
+    list_select_related = ("thread",)
+    searched_ids = ("pk", "thread_id", "run_id")
+    searched_thread = "thread_id"
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("thread", "run_link", "agent"),
+                    ("status", "attempts"),
+                    "last_error",
+                    ("created_at", "claimed_at", "completed_at"),
+                )
+            },
+        ),
+        ("Result", {"fields": (("run_status", "resolution", "resolved_at"), "termination", "error", "response")}),
+        (
+            "Queue and claim",
+            {
+                "classes": ("collapse",),
+                "fields": (
+                    ("id", "queue", "priority", "order"),
+                    ("available_at", "unrunnable_since", "cancel_requested_at"),
+                    ("claimed_by", "lease_until", "claim_token"),
+                    ("instance_id", "fence", "epoch", "updated_at"),
+                ),
+            },
+        ),
+    )
+
+    def sections(self, request: HttpRequest, obj: Dispatch) -> Sequence[sections.Section]:
+        """What explains the run it activates."""
+        return explanation(obj.run)
+
+    @admin.display(description="dispatch")
+    def end_of_id(self, dispatch: Dispatch) -> str:
+        """The end of the id."""
+        return render.short_id(dispatch.pk)
+
+    @admin.display(description="thread")
+    def thread_link(self, dispatch: Dispatch) -> Any:
+        """The thread it is on."""
+        return render.link(Thread, dispatch.thread_id, dispatch.thread)
+
+    @admin.display(description="run")
+    def run_link(self, dispatch: Dispatch) -> Any:
+        """The run it activates."""
+        return render.link_id(Run, dispatch.run_id)
+
+    @admin.display(description="attempts")
+    def attempts(self, dispatch: Dispatch) -> str:
+        """Failures and lost leases."""
+        return render.attempts(dispatch)
+
+    @admin.display(description="error")
+    def failure(self, dispatch: Dispatch) -> str:
+        """The last error."""
+        return render.cell(dispatch.last_error)
+
+
+@admin.register(Dispatch)
+class DispatchAdmin(_ActivationAdmin):
+    """One activation of a run: its claim, attempts and result, and what explains the run."""
+
+    list_display = (
+        *("end_of_id", "thread_link", "run_link", "agent", "status", "attempts", "failure"),
+        *("claimed_by", "available_at", "completed_at"),
+    )
+    list_filter = (words("queued", "claimed", "terminal", "dead_letters"),)
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(_ActivationAdmin):
+    """Dispatches that failed for good and that nobody has dealt with; the newest first."""
+
+    list_display = (
+        "end_of_id",
+        "agent",
+        "thread_link",
+        "run_link",
+        "failure",
+        "attempts",
+        "lost_count",
+        "completed_at",
+    )
+    ordering = ("-completed_at", "-pk")
+    sortable_by = ("completed_at",)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Unresolved dead letters; a resolved one is found among the dispatches."""
+        rows: Any = super().get_queryset(request)
+        return rows.dead_letters()

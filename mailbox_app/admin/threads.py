@@ -1,0 +1,80 @@
+"""Threads: what is queued, what runs and what was said on one conversation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from mailbox_app.admin import render, sections
+from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.models import Dispatch, Event, Message, Run, Thread
+
+
+@admin.register(Thread)
+class ThreadAdmin(ReadOnlyAdmin):
+    """One conversation with its runs, dispatches, messages and events."""
+
+    list_display = ("name", "scope", "title", "open_run", "due", "wakes_at", "blocked_reason", "created_at")
+    searched_thread = "pk"
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("key", "scope", "title"),
+                    ("open_run", "active_run", "latest_run"),
+                    ("due", "due_agent", "wakes_at", "blocked_reason"),
+                    ("created_at", "updated_at", "deleted_at"),
+                )
+            },
+        ),
+        (
+            "Details",
+            {
+                "classes": ("collapse",),
+                "fields": (
+                    ("id", "parent", "epoch", "claim_count"),
+                    ("last_seq", "last_cursor", "pruned_cursor"),
+                    ("next_order", "pending_revision"),
+                    "metadata",
+                ),
+            },
+        ),
+    )
+
+    def sections(self, request: HttpRequest, obj: Thread) -> Sequence[sections.Section]:
+        """Everything on the thread, newest last."""
+        return (
+            sections.runs(Run.objects.filter(thread=obj), search=obj.pk),
+            sections.dispatches(Dispatch.objects.filter(thread=obj), search=obj.pk),
+            sections.messages(Message.objects.filter(thread=obj), search=obj.pk),
+            sections.timeline(Event.objects.filter(thread=obj), search=obj.pk),
+        )
+
+    @admin.display(description="thread")
+    def name(self, thread: Thread) -> str:
+        """The key a caller chose, else the id."""
+        return str(thread)
+
+    @admin.display(description="open run")
+    def open_run(self, thread: Thread) -> Any:
+        """The run that holds the thread."""
+        return render.link_id(Run, thread.open_run_id)
+
+    @admin.display(description="run being executed")
+    def active_run(self, thread: Thread) -> Any:
+        """The run a worker has claimed."""
+        return render.link_id(Run, thread.active_run_id)
+
+    @admin.display(description="latest run")
+    def latest_run(self, thread: Thread) -> Any:
+        """The run queued or started last."""
+        return render.link_id(Run, thread.latest_run_id)
+
+    @admin.display(description="due")
+    def due(self, thread: Thread) -> str:
+        """Since when the head can be claimed, and where."""
+        if thread.due_at is None:
+            return render.NOTHING
+        return f"{render.instant(thread.due_at)} on {thread.due_queue}, priority {thread.due_priority}"
