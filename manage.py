@@ -10,6 +10,7 @@ that Python 3.6 can read, so that an old Python says what it lacks.
 import glob
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,15 +24,7 @@ STAMP = os.path.join(VENV, "mailbox-stamp")  # exists: made here; equals wanted(
 LOG = os.path.join(VENV, "mailbox-build.log")
 NEWER = ("python3.13", "python3.12", "python3.14", "python3.11")
 NOT_COMPILED = "/(mypy|hypothesis|hatchling|grimp|networkx|[^/]*-stubs|tests?)/"
-NO_NETWORK = (
-    "name resolution",
-    "Name or service",
-    "new connection",
-    "dns error",
-    "unreachable",
-    "client error",
-    "refused",
-)
+NO_NETWORK = "name resolution|Name or service|new connection|dns error|unreachable|client error|refused"
 
 
 def main() -> None:
@@ -96,9 +89,7 @@ def is_current() -> bool:
 def build() -> None:
     """Make the environment anew; the stamp is written last, so an interrupted build never looks finished."""
     if os.path.exists(VENV) and os.listdir(VENV) and not os.path.exists(STAMP):
-        sys.exit(
-            f"manage.py: {VENV} was not made by manage.py: activate it, delete it, or name another in MAILBOX_VENV"
-        )
+        sys.exit(f"manage.py: {VENV} is not from here: activate it, delete it, or name another folder in MAILBOX_VENV")
     started, name = time.time(), os.path.relpath(VENV, ROOT)
     say(f"making {name} for Python {sys.version.split()[0]} (on the first start and when the lock changes)")
     try:
@@ -175,11 +166,10 @@ def run(command: "list[str]", doing: str) -> bool:
 def give_up() -> None:
     lines = read_log()
     told = [line for line in lines if "error" in line.lower()][-3:] or lines[-3:]
-    offline = any(word in line for line in lines for word in NO_NETWORK)
-    hint = (
-        "no package index could be reached: connect, or configure a mirror for pip or uv" if offline else f"see {LOG}"
-    )
-    sys.exit("\n".join(["manage.py: the environment could not be built; " + hint] + ["  " + line for line in told]))
+    offline = re.search(NO_NETWORK, "\n".join(lines))
+    hint = "no package index could be reached: connect, or configure a mirror for pip or uv"
+    told.insert(0, f"manage.py: the environment could not be built; {hint if offline else 'see ' + LOG}")
+    sys.exit("\n  ".join(told))
 
 
 def read_log() -> "list[str]":

@@ -30,7 +30,7 @@ class StackProcess:
     instead of its own. As a context manager it is ready inside the block and gone after it.
     """
 
-    _command = (sys.executable, "-m", "django", "mailbox_dev")
+    _command: tuple[str, ...] = (sys.executable, "-m", "django", "mailbox_dev")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         early_config.add_cleanup(stack.close)
         servers = stack.enter_context(temporary_servers())
         early_config.stash[_running] = servers
+        (servers.state_dir / "static").mkdir()  # WhiteNoise warns about a folder that is not there
         # A running development stack must not be found: every variable that settings read from it is set.
         own = {"DJANGO_SECRET_KEY": secrets.token_urlsafe(32), "MAILBOX_STATE_DIR": str(servers.state_dir)}
         for name, value in {**servers.environment, **own}.items():

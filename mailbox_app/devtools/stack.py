@@ -80,7 +80,7 @@ class Stack:
             own["DJANGO_SETTINGS_MODULE"] = str(settings.SETTINGS_MODULE)
             own["DJANGO_SECRET_KEY"] = os.environ.get("DJANGO_SECRET_KEY") or self.state.secret("django")
             if not external:
-                self._say("starting PostgreSQL and Redis (Valkey)")
+                self._say("PostgreSQL and Redis (Valkey)")
                 self._servers = Servers(self.state.path, durable=self.options.durable)
                 self._servers.start()
                 own |= self._servers.environment
@@ -89,9 +89,9 @@ class Stack:
             static = Path(getattr(settings, "STATIC_ROOT", None) or "/")
             if self.state.path in static.absolute().parents:
                 static.mkdir(exist_ok=True)  # WhiteNoise warns about a folder that is not there
-            self._say("applying migrations")
+            self._say("migrations, demo user, API token")
             self._prepare()
-            self._say("starting web, workers, beat and Flower")
+            self._say("web, workers, beat, Flower")
             self._start_children()
             assert self._supervisor is not None
             self._supervisor.wait_ready(READY_SECONDS)
