@@ -4,6 +4,8 @@ Names carry their unit: `_seconds`, `_bytes`; the others are counts or names. A 
 or out of its range stops the process with system check `mailbox.E001`, which names it.
 """
 
+import math
+import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,6 +89,9 @@ def problems(given: Any) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, kinds):
             found.append(f"MAILBOX[{key!r}] must be {' or '.join(k.__name__ for k in kinds)}, not {value!r}.")
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            found.append(f"MAILBOX[{key!r}] must be a finite number, not {value!r}.")
+            continue
         least, most = spec.metadata["least"], spec.metadata["most"]
         if (least is not None and value < least) or (most is not None and value > most):
             bounds = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -101,6 +106,23 @@ def problems(given: Any) -> list[str]:
             if not getattr(read, key).strip():
                 found.append(f"MAILBOX[{key!r}] must not be blank.")
     return found
+
+
+def reference() -> str:
+    """The settings as a Markdown table; `python -m mailbox_app.conf` prints it."""
+    lines = ["| setting | default | unit | from … to | meaning |", "|---|---|---|---|---|"]
+    for spec in fields(Settings):
+        unit = next((unit for unit in ("seconds", "bytes") if spec.name.endswith(f"_{unit}")), "")
+        if not unit:
+            unit = "text" if isinstance(spec.default, str) else "number"
+        if isinstance(spec.default, str):
+            default = f"`{spec.default}`" if spec.default else "empty"
+        else:
+            default = f"{spec.default:,}"
+        least, most = spec.metadata["least"], spec.metadata["most"]
+        bounds = "" if least is None else f"{least:,} … {'' if most is None else format(most, ',')}".rstrip()
+        lines.append(f"| `{spec.name}` | {default} | {unit} | {bounds} | {spec.metadata['meaning']} |")
+    return "\n".join(lines) + "\n"
 
 
 class _Reader:
@@ -124,3 +146,7 @@ class _Reader:
 
 
 conf = _Reader()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -52,6 +52,15 @@ def wake(queue: str, *, even_if_flagged: bool = False) -> None:
         observe("signal.sent", level=logging.DEBUG, queue=queue)
 
 
+def broker_options() -> dict[str, Any]:
+    """The options of this process's Celery app that the promises rest on, for the system checks."""
+    names = (
+        *("broker_url", "broker_read_url", "task_acks_late", "worker_disable_prefetch", "worker_prefetch_multiplier"),
+        *("accept_content", "result_accept_content", "task_serializer", "beat_schedule", "beat_scheduler"),
+    )
+    return {name: current_app.conf.get(name) for name in names}
+
+
 def _publishers() -> ProducerPool:
     """This process's connections for signals: time-boxed, unlike Celery's own, whose sockets may block without end."""
     url = current_app.conf.broker_write_url or current_app.conf.broker_url

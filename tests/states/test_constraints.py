@@ -13,7 +13,8 @@ import pytest
 from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 
-from tests import make
+from mailbox_app.states import TERMINAL_DISPATCH
+from tests import given
 
 A = "'00000000-0000-7000-8000-00000000000a'"
 B = "'00000000-0000-7000-8000-00000000000b'"
@@ -45,79 +46,79 @@ def second(
 
 
 def two_messages(**then: Any) -> Callable[[], Any]:
-    return second(make.message, first={"thread": make.thread}, then=then)
+    return second(given.message, first={"thread": given.thread}, then=then)
 
 
 def two_threads() -> Any:
-    make.thread(key="k")
-    return make.thread(key="other")
+    given.thread(key="k")
+    return given.thread(key="other")
 
 
 def two_runs_of_a_thread() -> Any:
-    thread = make.thread()
-    make.run(thread=thread, status="running")
-    return make.run(thread=thread)
+    thread = given.thread()
+    given.run(thread=thread, status="running")
+    return given.run(thread=thread)
 
 
 def two_dispatches_of_a_thread() -> Any:
-    thread = make.thread()
-    make.dispatch(run=make.run(thread=thread), status="claimed")
-    return make.dispatch(run=make.run(thread=thread))
+    thread = given.thread()
+    given.dispatch(run=given.run(thread=thread), status="claimed")
+    return given.dispatch(run=given.run(thread=thread))
 
 
 def two_dispatches_of_a_run() -> Any:
-    run = make.run()
-    make.dispatch(run=run)
-    return make.dispatch(run=run, status="acked")
+    run = given.run()
+    given.dispatch(run=run)
+    return given.dispatch(run=run, status="acked")
 
 
 def keyed_runs() -> Any:
-    make.run(dedupe_key="d", client_id="c")
-    return make.run(dedupe_key="e", client_id="d")
+    given.run(dedupe_key="d", client_id="c")
+    return given.run(dedupe_key="e", client_id="d")
 
 
 def keyed_messages() -> Any:
-    make.message(client_id="c")
-    return make.message(client_id="d")
+    given.message(client_id="c")
+    return given.message(client_id="d")
 
 
 def numbered_messages() -> Any:
-    thread = make.thread()
-    make.message(thread=thread, status="committed", seq=7)
-    return make.message(thread=thread, status="committed", seq=8)
+    thread = given.thread()
+    given.message(thread=thread, status="committed", seq=7)
+    return given.message(thread=thread, status="committed", seq=8)
 
 
 def two_events() -> Any:
-    thread = make.thread()
-    make.event(thread=thread, cursor=1, key="k")
-    return make.event(thread=thread, cursor=2, key="l")
+    thread = given.thread()
+    given.event(thread=thread, cursor=1, key="k")
+    return given.event(thread=thread, cursor=2, key="l")
 
 
 def two_journal_entries() -> Any:
-    run = make.run()
-    make.journal_entry(run=run, n=1)
-    return make.journal_entry(run=run, n=2)
+    run = given.run()
+    given.journal_entry(run=run, n=1)
+    return given.journal_entry(run=run, n=2)
 
 
 def two_tickets() -> Any:
-    run = make.run()
-    make.ticket(run=run, ticket_id="t")
-    return make.ticket(run=run, ticket_id="u")
+    run = given.run()
+    given.ticket(run=run, ticket_id="t")
+    return given.ticket(run=run, ticket_id="u")
 
 
 def two_outbox_rows() -> Any:
-    first = make.outbox(order=1)
-    return make.outbox(source_thread=first.source_thread, target_thread_id=first.target_thread_id, order=2)
+    first = given.outbox(order=1)
+    return given.outbox(source_thread=first.source_thread, target_thread_id=first.target_thread_id, order=2)
 
 
 def two_registrations() -> Any:
-    make.registration(worker="w", agent="a")
-    return make.registration(worker="w", agent="b")
+    given.registration(worker="w", agent="a")
+    return given.registration(worker="w", agent="b")
 
 
 def two_idempotency_keys() -> Any:
-    make.idempotency_key(key="k")
-    return make.idempotency_key(key="l")
+    given.idempotency_key(key="k")
+    return given.idempotency_key(key="l")
 
 
 def blank(maker: Callable[[], models.Model], *columns: str) -> Case:
@@ -130,15 +131,15 @@ def blank(maker: Callable[[], models.Model], *columns: str) -> Case:
 
 CASES: dict[str, Case | list[Case]] = {
     # thread
-    "thread_scope_not_blank": blank(make.thread, "scope"),
-    "thread_key_null_or_not_blank": Case(make.thread, ["key = ''", "key = ' '"], ["key = NULL", "key = 'k'"]),
+    "thread_scope_not_blank": blank(given.thread, "scope"),
+    "thread_key_null_or_not_blank": Case(given.thread, ["key = ''", "key = ' '"], ["key = NULL", "key = 'k'"]),
     "thread_key_unique_in_scope": Case(
         two_threads,
         ["key = 'k'"],
         ["key = NULL", "key = 'k', scope = 'other'", f"key = 'k', deleted_at = {WHEN}"],
     ),
     "thread_due_flag_whole_or_absent": Case(
-        make.thread,
+        given.thread,
         [
             f"due_at = {WHEN}",
             "due_priority = 1",
@@ -155,7 +156,7 @@ CASES: dict[str, Case | list[Case]] = {
         [FLAG, f"{FLAG}, open_run_id = {A}", f"wakes_at = {WHEN}", "blocked_reason = 'paused'"],
     ),
     "thread_counters_in_range": Case(
-        make.thread,
+        given.thread,
         [
             "last_seq = -1",
             "last_cursor = -1, pruned_cursor = -1",
@@ -167,35 +168,37 @@ CASES: dict[str, Case | list[Case]] = {
         ["last_seq = 0, epoch = 0, claim_count = 0", "last_cursor = 5, pruned_cursor = 5"],
     ),
     "thread_active_run_is_open_run": Case(
-        make.thread,
+        given.thread,
         [f"active_run_id = {A}", f"active_run_id = {A}, open_run_id = {B}"],
         [f"active_run_id = {A}, open_run_id = {A}", f"open_run_id = {A}"],
     ),
     # run
-    "run_names_not_blank": blank(make.run, "scope", "agent"),
-    "run_status_known": Case(make.run, ["status = ''", "status = 'finished'"], ["status = 'created'"]),
-    "run_turn_from_one": Case(make.run, ["turn = 0", "turn = -1"], ["turn = 1"]),
+    "run_names_not_blank": blank(given.run, "scope", "agent"),
+    "run_status_known": Case(
+        lambda: given.run(status="running"), ["status = ''", "status = 'ended'"], ["status = 'created'"]
+    ),
+    "run_turn_from_one": Case(given.run, ["turn = 0", "turn = -1"], ["turn = 1"]),
     "run_waiting_iff_waiting_state": [
-        Case(lambda: make.run(status="running"), ["status = 'waiting'"], ["status = 'waiting', waiting = '{}'"]),
-        Case(make.run, ["waiting = '{}'"], ["waiting = NULL"]),
+        Case(lambda: given.run(status="running"), ["status = 'waiting'"], ["status = 'waiting', waiting = '{}'"]),
+        Case(given.run, ["waiting = '{}'"], ["waiting = NULL"]),
         Case(
-            lambda: make.run(status="waiting"),
+            lambda: given.run(status="waiting"),
             ["waiting = NULL", "status = 'running'"],
             ["status = 'running', waiting = NULL"],
         ),
     ],
     "run_done_iff_finished": [
-        Case(make.run, ["status = 'done'", f"finished_at = {WHEN}"], [f"status = 'done', finished_at = {WHEN}"]),
-        Case(lambda: make.run(status="done"), ["finished_at = NULL"], [f"finished_at = {WHEN}"]),
+        Case(given.run, ["status = 'done'", f"finished_at = {WHEN}"], [f"status = 'done', finished_at = {WHEN}"]),
+        Case(lambda: given.run(status="done"), ["finished_at = NULL"], [f"finished_at = {WHEN}"]),
     ],
     "run_outcome_only_when_done": Case(
-        make.run,
+        given.run,
         ["final_output = '1'", "error = '{}'"],
         [f"status = 'done', finished_at = {WHEN}, final_output = '1', error = '{{}}'"],
     ),
     "run_open_only_after_start": [
-        Case(make.run, ["status = 'running'"], [f"status = 'running', started_at = {WHEN}"]),
-        Case(make.run, ["status = 'waiting', waiting = '{}'"], [f"status = 'done', finished_at = {WHEN}"]),
+        Case(given.run, ["status = 'running'"], [f"status = 'running', started_at = {WHEN}"]),
+        Case(given.run, ["status = 'waiting', waiting = '{}'"], [f"status = 'done', finished_at = {WHEN}"]),
     ],
     "run_one_open_per_thread": Case(
         two_runs_of_a_thread,
@@ -220,19 +223,19 @@ CASES: dict[str, Case | list[Case]] = {
         ["client_id = NULL", "client_id = 'c', scope = 'other'"],
     ),
     # dispatch
-    "dispatch_names_not_blank": blank(make.dispatch, "agent", "queue"),
-    "dispatch_status_known": Case(make.dispatch, ["status = ''", "status = 'done'"], ["status = 'queued'"]),
+    "dispatch_names_not_blank": blank(given.dispatch, "agent", "queue"),
+    "dispatch_status_known": Case(given.dispatch, ["status = ''", "status = 'done'"], ["status = 'queued'"]),
     "dispatch_priority_in_range": Case(
-        make.dispatch, ["priority = -1", "priority = 256"], ["priority = 0", "priority = 255"]
+        given.dispatch, ["priority = -1", "priority = 256"], ["priority = 0", "priority = 255"]
     ),
     "dispatch_attempts_within_max": Case(
-        make.dispatch,
-        ["attempt_count = -1", "lost_count = -1", "max_attempts = 0", "attempt_count = 6", "attempt_count = 1, max_attempts = 0"],
+        given.dispatch,
+        ["attempt_count = -1", "lost_count = -1", "max_attempts = 0", "attempt_count = 6"],
         ["attempt_count = 5", "attempt_count = 1, max_attempts = 1", "lost_count = 6"],
     ),
     "dispatch_claimed_iff_leased": [
         Case(
-            make.dispatch,
+            given.dispatch,
             [
                 "status = 'claimed'",
                 f"claim_token = {A}",
@@ -246,7 +249,7 @@ CASES: dict[str, Case | list[Case]] = {
             [f"status = 'claimed', {CLAIM}"],
         ),
         Case(
-            lambda: make.dispatch(status="claimed"),
+            lambda: given.dispatch(status="claimed"),
             [
                 "claim_token = NULL",
                 "claimed_by = ''",
@@ -259,27 +262,27 @@ CASES: dict[str, Case | list[Case]] = {
         ),
     ],
     "dispatch_queued_carries_no_result": Case(
-        make.dispatch,
+        given.dispatch,
         ["run_status = 'done'", "termination = '{}'", "response = 'null'", "error = '{}'"],
         [f"status = 'acked', completed_at = {WHEN}, run_status = 'done', termination = '{{}}', response = '1'"],
     ),
     "dispatch_terminal_iff_completed": [
         Case(
-            make.dispatch,
-            [f"completed_at = {WHEN}", *(f"status = '{end}'" for end in ("acked", "cancelled", "superseded", "dead_letter"))],
+            given.dispatch,
+            [f"completed_at = {WHEN}", *(f"status = '{end.value}'" for end in TERMINAL_DISPATCH)],
             [f"status = 'superseded', completed_at = {WHEN}"],
         ),
-        Case(lambda: make.dispatch(status="acked"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
-        Case(lambda: make.dispatch(status="claimed"), [f"completed_at = {WHEN}"], ["completed_at = NULL"]),
+        Case(lambda: given.dispatch(status="acked"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
+        Case(lambda: given.dispatch(status="claimed"), [f"completed_at = {WHEN}"], ["completed_at = NULL"]),
     ],
     "dispatch_only_dead_letters_resolved": [
         Case(
-            lambda: make.dispatch(status="acked"),
+            lambda: given.dispatch(status="acked"),
             [f"resolution = 'replayed', resolved_at = {WHEN}"],
             ["resolution = ''"],
         ),
         Case(
-            lambda: make.dispatch(status="dead_letter"),
+            lambda: given.dispatch(status="dead_letter"),
             ["resolution = 'discarded'"],
             [f"resolution = 'discarded', resolved_at = {WHEN}"],
         ),
@@ -295,75 +298,75 @@ CASES: dict[str, Case | list[Case]] = {
         ["status = 'cancelled'"],
     ),
     # message
-    "message_scope_not_blank": blank(make.message, "scope"),
-    "message_role_known": Case(make.message, ["role = ''", "role = 'human'"], ["role = 'tool'"]),
-    "message_state_known": Case(make.message, ["state = ''", "state = 'read'"], ["state = 'pending'"]),
+    "message_scope_not_blank": blank(given.message, "scope"),
+    "message_role_known": Case(given.message, ["role = ''", "role = 'human'"], ["role = 'tool'"]),
+    "message_state_known": Case(given.message, ["state = ''", "state = 'read'"], ["state = 'pending'"]),
     "message_committed_iff_numbered": [
-        Case(make.message, ["state = 'committed'", "seq = 1"], ["state = 'committed', seq = 1"]),
-        Case(lambda: make.message(status="committed"), ["seq = NULL", "state = 'pending'"], ["seq = 99"]),
+        Case(given.message, ["state = 'committed'", "seq = 1"], ["state = 'committed', seq = 1"]),
+        Case(lambda: given.message(status="committed"), ["seq = NULL", "state = 'pending'"], ["seq = 99"]),
     ],
     "message_seq_from_one": Case(
-        lambda: make.message(status="committed"), ["seq = 0", "seq = -1"], ["seq = 1", "state = 'pending', seq = NULL"]
+        lambda: given.message(status="committed"), ["seq = 0", "seq = -1"], ["seq = 1", "state = 'pending', seq = NULL"]
     ),
     "message_retracted_iff_reason": [
         Case(
-            make.message,
+            given.message,
             ["state = 'retracted'", "retract_reason = 'withdrawn'"],
             ["state = 'retracted', retract_reason = 'withdrawn'"],
         ),
-        Case(lambda: make.message(status="retracted"), ["retract_reason = ''"], ["retract_reason = 'other'"]),
+        Case(lambda: given.message(status="retracted"), ["retract_reason = ''"], ["retract_reason = 'other'"]),
     ],
     "message_seq_unique_in_thread": Case(numbered_messages, ["seq = 7"], ["seq = 9", "seq = NULL, state = 'pending'"]),
     "message_client_id_unique_in_scope": Case(
         keyed_messages, ["client_id = 'c'"], ["client_id = NULL", "client_id = 'c', scope = 'other'"]
     ),
     # event
-    "event_kind_not_blank": blank(make.event, "kind"),
-    "event_cursor_from_one": Case(make.event, ["cursor = 0"], ["cursor = 1"]),
+    "event_kind_not_blank": blank(given.event, "kind"),
+    "event_cursor_from_one": Case(given.event, ["cursor = 0"], ["cursor = 1"]),
     "event_cursor_unique_in_thread": Case(two_events, ["cursor = 1"], ["cursor = 3"]),
     "event_key_unique_in_thread": Case(two_events, ["key = 'k'"], ["key = NULL", "key = 'm'"]),
     # journal, ticket, outbox
-    "journal_names_not_blank": blank(make.journal_entry, "verb", "name"),
+    "journal_names_not_blank": blank(given.journal_entry, "verb", "name"),
     "journal_entry_once_per_use": Case(
         two_journal_entries,
         ["n = 1"],
         ["n = 1, turn = 2", "n = 1, verb = 'say'", "n = 1, name = 'other'", "n = 1, key = 'k'", "n = 3"],
     ),
-    "ticket_id_not_blank": blank(make.ticket, "ticket_id"),
-    "ticket_status_known": Case(make.ticket, ["status = ''", "status = 'closed'"], ["status = 'open'"]),
+    "ticket_id_not_blank": blank(given.ticket, "ticket_id"),
+    "ticket_status_known": Case(given.ticket, ["status = ''", "status = 'closed'"], ["status = 'open'"]),
     "ticket_answered_iff_answered_at": [
         Case(
-            make.ticket,
+            given.ticket,
             ["status = 'answered'", f"answered_at = {WHEN}"],
             [f"status = 'answered', answered_at = {WHEN}", "status = 'expired'"],
         ),
-        Case(lambda: make.ticket(status="answered"), ["answered_at = NULL"], [f"answered_at = {WHEN}"]),
+        Case(lambda: given.ticket(status="answered"), ["answered_at = NULL"], [f"answered_at = {WHEN}"]),
     ],
     "ticket_once_per_run": Case(two_tickets, ["ticket_id = 't'"], ["ticket_id = 'v'"]),
-    "outbox_kind_known": Case(make.outbox, ["kind = ''", "kind = 'mail'"], ["kind = 'wake'"]),
+    "outbox_kind_known": Case(given.outbox, ["kind = ''", "kind = 'mail'"], ["kind = 'wake'"]),
     "outbox_status_known": Case(
-        lambda: make.outbox(status="delivered"), ["status = ''", "status = 'sent'"], ["status = 'dead_letter'"]
+        lambda: given.outbox(status="delivered"), ["status = ''", "status = 'sent'"], ["status = 'dead_letter'"]
     ),
-    "outbox_attempts_not_negative": Case(make.outbox, ["attempt_count = -1"], ["attempt_count = 0"]),
+    "outbox_attempts_not_negative": Case(given.outbox, ["attempt_count = -1"], ["attempt_count = 0"]),
     "outbox_ended_iff_completed": [
         Case(
-            make.outbox,
+            given.outbox,
             ["status = 'delivered'", "status = 'dead_letter'", f"completed_at = {WHEN}"],
             [f"status = 'delivered', completed_at = {WHEN}"],
         ),
-        Case(lambda: make.outbox(status="delivered"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
+        Case(lambda: given.outbox(status="delivered"), ["completed_at = NULL"], [f"completed_at = {WHEN}"]),
     ],
     "outbox_order_unique_per_pair": Case(
-        two_outbox_rows, [f'"order" = 1'], ['"order" = 3', f'"order" = 1, target_thread_id = {A}']
+        two_outbox_rows, ['"order" = 1'], ['"order" = 3', f'"order" = 1, target_thread_id = {A}']
     ),
     # workers
-    "agent_registration_names_not_blank": blank(make.registration, "worker", "agent", "version"),
-    "agent_registration_slots_from_one": Case(make.registration, ["slots = 0"], ["slots = 1"]),
+    "agent_registration_names_not_blank": blank(given.registration, "worker", "agent", "version"),
+    "agent_registration_slots_from_one": Case(given.registration, ["slots = 0"], ["slots = 1"]),
     "agent_registration_once_per_worker": Case(two_registrations, ["agent = 'a'"], ["agent = 'a', worker = 'v'"]),
     # API
-    "idempotency_key_names_not_blank": blank(make.idempotency_key, "scope", "key"),
+    "idempotency_key_names_not_blank": blank(given.idempotency_key, "scope", "key"),
     "idempotency_key_unique_in_scope": Case(two_idempotency_keys, ["key = 'k'"], ["key = 'k', scope = 'other'"]),
-    "api_token_names_not_blank": blank(make.api_token, "name", "scope"),
+    "api_token_names_not_blank": blank(given.api_token, "name", "scope"),
 }  # fmt: skip
 EVERY = [(name, case) for name, cases in CASES.items() for case in (cases if isinstance(cases, list) else [cases])]
 REFUSED = [pytest.param(name, case.row, sets, id=f"{name}: {sets}") for name, case in EVERY for sets in case.refused]
@@ -419,7 +422,7 @@ def test_the_nearest_legal_row_is_taken(row: Callable[[], models.Model], sets: s
 @pytest.mark.django_db
 def test_an_insert_is_judged_like_an_update() -> None:
     """Copies a valid row under a new id with one column broken: constraints are not only watched on UPDATE."""
-    run = make.run(status="running")
+    run = given.run(status="running")
     names = [column.column for column in run._meta.concrete_fields]
     quoted = ", ".join(f'"{name}"' for name in names)
     values = ", ".join({"id": A}.get(name, f'"{name}"') for name in names)
@@ -447,7 +450,8 @@ def test_no_check_answers_unknown() -> None:
         for name, table, expression in cursor.fetchall():
             cursor.execute(
                 "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute "
-                "JOIN pg_constraint ON conrelid = attrelid AND attnum = ANY(conkey) WHERE conname = %s AND contype = 'c'",
+                "JOIN pg_constraint ON conrelid = attrelid AND attnum = ANY(conkey) "
+                "WHERE conname = %s AND contype = 'c'",
                 [name],
             )
             columns = cursor.fetchall()

@@ -16,7 +16,7 @@ from mailbox_app import states
 from mailbox_app.models import Dispatch, Message, Outbox, Run, Ticket
 from mailbox_app.models.base import Moving
 from mailbox_app.states import MOVES, STATUSES, Move
-from tests import make
+from tests import given
 
 PACKAGE = Path(mailbox_app.__file__).parent
 MODELS: dict[str, type[Moving]] = {model.NOUN: model for model in (Run, Dispatch, Message, Ticket, Outbox)}
@@ -35,30 +35,30 @@ def stored(row: Model) -> dict[str, Any]:
 @pytest.mark.django_db
 @pytest.mark.parametrize("move", MOVES, ids=name)
 def test_a_legal_move_changes_the_status_and_nothing_it_was_not_given(move: Move) -> None:
-    row = make.row(move.noun, status=move.source)
-    before, given = stored(row), make.columns(move.noun, move.target)
+    row = given.row(move.noun, status=move.source)
+    before, fields = stored(row), given.columns(move.noun, move.target)
     assert isinstance(row, Moving)
-    assert row.rows.move(move, **given) == 1
+    assert row.rows.move(move, **fields) == 1
     after = stored(row)
     changed = {column for column in before if before[column] != after[column]}
     assert after[row.STATUS_FIELD] == move.target
-    assert changed <= {row.STATUS_FIELD, "updated_at", *given}
+    assert changed <= {row.STATUS_FIELD, "updated_at", *fields}
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("move", "status"), ILLEGAL, ids=name)
 def test_a_move_from_any_other_status_moves_nothing(move: Move, status: str) -> None:
-    row = make.row(move.noun, status=status)
+    row = given.row(move.noun, status=status)
     before = stored(row)
     assert isinstance(row, Moving)
-    assert row.rows.move(move, **make.columns(move.noun, move.target)) == 0
+    assert row.rows.move(move, **given.columns(move.noun, move.target)) == 0
     assert stored(row) == before
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("noun", "move"), STRANGERS, ids=name)
 def test_a_move_of_another_noun_is_refused(noun: str, move: Move) -> None:
-    row = make.row(noun, status=next(iter(STATUSES[noun])).value)
+    row = given.row(noun, status=next(iter(STATUSES[noun])).value)
     before = stored(row)
     assert isinstance(row, Moving)
     with pytest.raises(ValueError, match=f"{move.noun}.{move.name} is no move of a {noun}"):
@@ -68,9 +68,9 @@ def test_a_move_of_another_noun_is_refused(noun: str, move: Move) -> None:
 
 @pytest.mark.django_db
 def test_a_move_counts_the_rows_it_moved_and_leaves_the_others_alone() -> None:
-    rows = [make.dispatch(status=status) for status in ("queued", "acked", "queued", "cancelled")]
+    rows = [given.dispatch(status=status) for status in ("queued", "acked", "queued", "cancelled")]
     chosen = Dispatch.objects.filter(pk__in=[row.pk for row in rows])
-    assert chosen.move(states.WITHDRAW, **make.columns("dispatch", "cancelled")) == 2
+    assert chosen.move(states.WITHDRAW, **given.columns("dispatch", "cancelled")) == 2
     assert [stored(row)["status"] for row in rows] == ["cancelled", "acked", "cancelled", "cancelled"]
 
 

@@ -1,0 +1,82 @@
+"""Documents that are printed from the code say what the code says.
+
+After a change: `MAILBOX_WRITE_DOCUMENTS=1 python -m pytest tests/contract/test_documents.py` writes them anew.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mailbox_app import checks, conf, states
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STATES = """# States
+
+Every status and every legal move, printed by `python -m mailbox_app.states`. A status changes only through `move()` in
+`mailbox_app/models/base.py`, along one of these edges; the source is in the statement's WHERE, so a row that has moved
+on is left alone.
+
+"""
+SETTINGS = """# Settings
+
+Every key of `MAILBOX = {…}`, printed by `python -m mailbox_app.conf`; each may be left out. A key that is unknown, of
+the wrong type or out of its range stops the process, and system check `mailbox.E001` names it.
+
+"""
+CHECKS = """# System checks
+
+What `manage.py check` finds, printed from `mailbox_app/checks.py`. `manage.py check --database default` asks the server
+as well. Django's `SILENCED_SYSTEM_CHECKS` silences one by its id.
+
+"""
+DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "docs/states.md": (STATES, states.diagram),
+    "docs/settings.md": (SETTINGS, conf.reference),
+    "docs/checks.md": (CHECKS, checks.reference),
+}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_a_printed_document_equals_the_code(path: str) -> None:
+    head, body = DOCUMENTS[path]
+    expected = head + body()
+    if os.environ.get("MAILBOX_WRITE_DOCUMENTS"):
+        (ROOT / path).write_text(expected)
+    assert (ROOT / path).read_text() == expected
+
+
+def test_the_settings_are_printed_by_their_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "mailbox_app.conf"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == conf.reference()
+
+
+def test_every_setting_has_one_line_with_its_unit() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (\w+) \|", (ROOT / "docs/settings.md").read_text(), re.M)
+    assert [name for name, _, _ in rows] == [one.name for one in fields(conf.Settings)]
+    for name, _, unit in rows:
+        assert (unit == "seconds") == name.endswith("_seconds")
+        assert (unit == "bytes") == name.endswith("_bytes")
+
+
+def test_every_check_has_one_line_and_a_test_named_after_it() -> None:
+    numbers = [check.id for check in checks.CHECKS]
+    assert len(set(numbers)) == len(numbers)
+    lines = re.findall(r"^\| `(mailbox\.[EW]\d{3})` \|", (ROOT / "docs/checks.md").read_text(), re.M)
+    assert lines == numbers
+    tested = set(
+        re.findall(r"^def test_mailbox_([EW]\d{3})_", (ROOT / "tests/contract/test_checks.py").read_text(), re.M)
+    )
+    assert tested == {number.removeprefix("mailbox.") for number in numbers}
+
+
+def test_every_check_says_what_to_do() -> None:
+    for check in checks.CHECKS:
+        assert check.finding.endswith(".")
+        assert check.hint.endswith(".")
