@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from mailbox_app.conf import conf
@@ -20,6 +21,9 @@ Result = TypeVar("Result")
 
 _Slot = tuple[str, str, str, int]
 
+# The step whose function is running, in this thread: other threads of the agent may be in steps of their own.
+_step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
+
 
 class Context:
     """One activation of one run, as its agent sees it.
@@ -32,8 +36,8 @@ class Context:
         self._claim = claim
         self._thread = threading.get_ident()
         self._uses: Counter[tuple[str, str, str]] = Counter()
+        self._counting = threading.Lock()
         self._journal: dict[_Slot, JournalEntry] | None = None
-        self._step: str | None = None
         self._stop: Stop | None = None
         self._live = LiveText(claim)
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
@@ -95,16 +99,20 @@ class Context:
         known = self._known(entry)
         if known is not None:
             return cast(Result, known.result)
-        self._step = name
+        inside = _step.set(name)
         try:
             result = inputs.document(
                 f"result of step {name}", function(*args, **kwargs), most_bytes=conf.max_result_bytes
             )
+        except BaseException:
+            # A use that failed leaves no record: an agent that tries again must find the same use when it is replayed.
+            with self._counting:
+                self._uses[("step", name, key or "")] -= 1
+            raise
         finally:
-            self._step = None
+            _step.reset(inside)
         self._check()
-        self._fenced(checkpoint.record, entry, result)
-        return cast(Result, result)
+        return cast(Result, self._fenced(checkpoint.record, entry, result))
 
     def say(self, content: Any, *, key: str | None = None) -> dict[str, Any]:
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
@@ -163,14 +171,15 @@ class Context:
         """The journal's name for this use of a verb; refused here, before any effect, if it cannot have one."""
         self._check()
         inputs.text(f"name of a {verb}", name)
-        if self._step is not None:
-            raise Permanent(f"{verb} {name!r} was called inside step {self._step!r}: steps do not nest")
+        if _step.get() is not None:
+            raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")
         if key is None and threading.get_ident() != self._thread:
             raise Permanent(f"{verb} {name!r} was called from another thread than the agent's own and needs a key=")
-        self._uses[(verb, name, key or "")] += 1
         hashed = inputs.document(f"arguments of {verb} {name}", arguments, most_bytes=conf.max_result_bytes)
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-        n = self._uses[(verb, name, key or "")]
+        with self._counting:
+            self._uses[(verb, name, key or "")] += 1
+            n = self._uses[(verb, name, key or "")]
         return Record(verb=verb, name=name, key=key or "", n=n, arguments_hash=digest)
 
     def _known(self, entry: Record) -> JournalEntry | None:

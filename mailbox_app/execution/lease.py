@@ -65,7 +65,8 @@ class LeaseKeeper:
         with self._changed:
             if self._pid == os.getpid() and self._thread is not None and self._thread.is_alive():
                 return
-            self._pid, self._held = os.getpid(), {}
+            if self._pid != os.getpid():
+                self._pid, self._held = os.getpid(), {}
             self._thread = threading.Thread(target=self._keep, name="mailbox-lease-keeper", daemon=True)
             self._thread.start()
 

@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app import catalogue
 from mailbox_app.conf import conf
-from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, Stop
+from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost
 from mailbox_app.execution.context import Context
 from mailbox_app.execution.contract import outcome_of
 from mailbox_app.execution.lease import LeaseKeeper
@@ -37,23 +38,31 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
     context = Context(claim)
     limit = (spec.timeout_seconds if spec else None) or conf.timeout_seconds
 
+    # One of the two ends the run, the agent or its time limit; the other must not kill a process that has gone on.
+    ending, has_ended = threading.Lock(), False
+
     def time_out() -> None:
-        context._stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit} s"))
-        message = f"the activation ran past its limit of {limit:g} s"
-        try:
-            has_settled = _settle(claim, Retry(code="timed_out", message=message))
-        finally:
-            connection.close()
-        if own_process and has_settled:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with ending:
+            if has_ended:
+                return
+            context._stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit} s"))
+            try:
+                has_settled = _settle(claim, Retry(code="timed_out", message=f"ran past its limit of {limit:g} s"))
+            finally:
+                connection.close()
+            if own_process and has_settled:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     with (
         _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process),
         keeper.holding(claim, stop_with=context._stop_with, on_timeout=time_out, timeout=limit),
     ):
-        outcome = _execute(claim, context)
-        if outcome is not None:
-            _settle(claim, outcome)
+        agent_outcome = _execute(claim, context)
+        with ending:
+            has_ended = True
+            outcome = _judged(agent_outcome, context)
+            if outcome is not None:
+                _settle(claim, outcome)
     observe(
         "run.executed",
         run_id=claim.run_id,
@@ -66,33 +75,43 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
     )
 
 
-def _execute(claim: Claim, context: Context) -> Outcome | None:
-    """Call the agent; how it ended, or None when its lease was lost."""
+def _execute(claim: Claim, context: Context) -> Outcome:
+    """Call the agent; how it ended, if nothing stopped it."""
     spec = catalogue.find(claim.agent)
     if spec is None:
         return Retry(code="agent_missing", message=f"this worker has no agent named {claim.agent!r}")
-    outcome: Outcome | None = None
     try:
-        output = spec.function(context)
-        outcome = _finished(output, context)
-    except Stop:
-        pass  # judged below: the first stop wins, whatever the agent made of it
-    except (Exception, SystemExit) as error:
+        return _finished(spec.function(context), context)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a library's cancellation is no Exception, and must not end the worker either
         if isinstance(error, SystemExit) and type(error) is not SystemExit:
             raise  # the worker's own shutdown, not the agent's sys.exit()
-        outcome = outcome_of(error if isinstance(error, Exception) else RuntimeError(f"sys.exit({error.code!r})"))
+        if error is context._stop:
+            return Stopped()
         observe(
             "agent.failed",
             level=30,
             run_id=claim.run_id,
             agent=claim.agent,
             error=type(error).__name__,
-            traceback=traceback.format_exc(limit=-8),
+            traceback=_traceback(),
         )
-    stop = context._stop
-    if isinstance(stop, Cancelled):
-        return Stopped()
-    return outcome if stop is None else None
+        return outcome_of(RuntimeError(f"sys.exit({error.code!r})") if isinstance(error, SystemExit) else error)
+
+
+def _judged(outcome: Outcome, context: Context) -> Outcome | None:
+    """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
+    if context._stop is None:
+        return outcome
+    return Stopped() if isinstance(context._stop, Cancelled) else None
+
+
+def _traceback() -> str:
+    try:
+        return traceback.format_exc(limit=-8)
+    except Exception as unprintable:  # a team's own __str__
+        return f"the traceback raised {type(unprintable).__name__}"
 
 
 def _finished(output: object, context: Context) -> Outcome:

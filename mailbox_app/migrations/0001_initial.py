@@ -2,9 +2,10 @@
 
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import mailbox_app.models.base
 from django.conf import settings
 from django.db import migrations, models
+
+import mailbox_app.models.base
 
 
 class Migration(migrations.Migration):

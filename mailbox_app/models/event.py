@@ -37,6 +37,8 @@ class EventQuerySet(models.QuerySet["Event"]):
 
 
 class Event(models.Model):
+    """One fact of a thread, at its cursor."""
+
     id = models.BigAutoField(primary_key=True)
     thread = models.ForeignKey(Thread, on_delete=models.CASCADE, related_name="events", db_index=False)
     cursor = models.BigIntegerField()

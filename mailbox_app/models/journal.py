@@ -15,6 +15,8 @@ class JournalQuerySet(models.QuerySet["JournalEntry"]):
 
 
 class JournalEntry(models.Model):
+    """One completed effect of one turn, found again by what was called and its n-th use."""
+
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="journal", db_index=False)
     turn = models.IntegerField()

@@ -69,6 +69,8 @@ class MessageQuerySet(MovingQuerySet["Message"]):
 
 
 class Message(Moving):
+    """One entry of a thread, who reads it and how it is delivered."""
+
     NOUN = "message"
     STATUS_FIELD = "state"
 

@@ -16,6 +16,8 @@ class OutboxKind(models.TextChoices):
 
 
 class Outbox(Moving):
+    """One effect on another thread, in order per (source thread, target)."""
+
     NOUN = "outbox"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

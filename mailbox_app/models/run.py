@@ -45,6 +45,8 @@ class RunQuerySet(MovingQuerySet["Run"]):
 
 
 class Run(Moving):
+    """One intent: what it is to do, how far it is and how it ended."""
+
     NOUN = "run"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

@@ -95,6 +95,8 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
 
 
 class Thread(models.Model):
+    """One conversation: its lock, its counters and its ready flag."""
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     scope = models.CharField(max_length=200)
     key = models.CharField(max_length=200, null=True, blank=True)
@@ -218,7 +220,7 @@ class Thread(models.Model):
         heads = queued.of_run(self.open_run_id) if self.open_run_id else queued
         if head := heads.head().flag().first():
             self.due_at, self.due_priority, self.due_queue, self.due_agent = head
-        elif waking := heads.next_waking().flag().first():
+        elif waking := heads.soonest().flag().first():
             self.wakes_at = waking[0]
         elif self.open_run_id and queued.exists():
             self.blocked_reason = BlockedReason.OPEN_RUN
@@ -234,8 +236,8 @@ def _leave(threads: list[Thread]) -> None:
         type(events[0]).objects.bulk_create(events)
     for thread in threads:
         thread._judge()
-        was_due_on = thread._locked["due_queue"]
-        thread.became_due = thread.due_queue is not None and thread.due_queue != was_due_on
+        was_due_for = thread._locked["due_queue"], thread._locked["due_agent"]
+        thread.became_due = thread.due_queue is not None and (thread.due_queue, thread.due_agent) != was_due_for
         changed = thread._changed()
         if changed:
             Thread.objects.filter(pk=thread.pk).update(updated_at=Now(), **changed)

@@ -14,6 +14,8 @@ class TicketQuerySet(MovingQuerySet["Ticket"]):
 
 
 class Ticket(Moving):
+    """One question of a run, and its first answer."""
+
     NOUN = "ticket"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

@@ -31,10 +31,14 @@ def reach(claim: Claim) -> list[Message]:
         return freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=dispatch.run)
 
 
-def record(claim: Claim, entry: Record, result: Any) -> None:
-    """Journal a completed step."""
+def record(claim: Claim, entry: Record, result: Any) -> Any:
+    """Journal a completed step; returns its result as a replay will read it.
+
+    jsonb has an order of keys and a spelling of numbers of its own: code must not see other ones the first time.
+    """
     with owned(claim) as (_, dispatch):
-        _write(dispatch.run, claim, entry, result)
+        written = _write(dispatch.run, claim, entry, result)
+        return JournalEntry.objects.values_list("result", flat=True).get(pk=written.pk)
 
 
 def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
@@ -65,8 +69,8 @@ def emit_event(
     return result
 
 
-def _write(run: Run, claim: Claim, entry: Record, result: Any) -> None:
-    JournalEntry.objects.create(
+def _write(run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
+    return JournalEntry.objects.create(
         run=run,
         turn=claim.turn,
         verb=entry.verb,

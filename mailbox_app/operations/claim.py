@@ -77,7 +77,9 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
                 claims.append(claim)
     for thread in threads:
         hints.tell(thread)
-    return Claimed(claims=claims, has_more=len(candidates) > len(threads))
+    # A thread may still be due when its first run was dropped, or another head has come to the front.
+    still_due = any(thread.due_queue == queue and thread.due_agent in agents for thread in threads)
+    return Claimed(claims=claims, has_more=still_due or len(candidates) > len(threads))
 
 
 def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:

@@ -21,6 +21,8 @@ MAX_NAME = 200
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # Deeper than any honest document, and well below where the recursion of a JSON parser ends.
 _MAX_DEPTH = 100
+# Python refuses to write or read an integer of more than 4,300 digits.
+_MAX_INTEGER_BITS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ def optional_text(name: str, value: Any) -> str | None:
 def document(name: str, value: Any, *, most_bytes: int) -> Any:
     """A JSON value PostgreSQL can store, at most `most_bytes` of UTF-8 JSON; returned as JSON would give it back."""
     _walk(name, value, 0)
-    encoded = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # `default` meets nothing but mappings that are no dict: all else was refused.
+    encoded = json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
     size = len(encoded.encode())
     if size > most_bytes:
         raise InvalidInput(name, "too_large", f"{name} is {size} bytes of JSON, at most {most_bytes} are allowed")
@@ -123,9 +126,9 @@ def _message(name: str, given: NewMessage | Mapping[str, Any] | str) -> NewMessa
     if isinstance(given, str):
         given = NewMessage(content=given)
     elif isinstance(given, Mapping):
-        unknown = sorted(set(given) - set(NewMessage.__dataclass_fields__))
+        unknown = sorted(map(_printable, set(given) - set(NewMessage.__dataclass_fields__)))
         if unknown:
-            raise InvalidInput(f"{name}.{unknown[0]}", "unknown_field", f"{name} has no field {unknown[0]!r:.100}")
+            raise InvalidInput(f"{name}.{unknown[0]}", "unknown_field", f"{name} has no field {unknown[0]!r}")
         if "content" not in given:
             raise InvalidInput(f"{name}.content", "required", f"{name}.content is required")
         given = NewMessage(**given)
@@ -193,5 +196,13 @@ def _walk(name: str, value: Any, depth: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidInput(name, "not_json", f"{name} is {value}, which JSON cannot hold")
-    elif not (value is None or isinstance(value, bool | int)):
+    elif isinstance(value, int):
+        if value.bit_length() > _MAX_INTEGER_BITS:
+            raise InvalidInput(name, "not_json", f"{name} is an integer of more than {_MAX_INTEGER_BITS} bits")
+    elif value is not None:
         raise InvalidInput(name, "not_json", f"{name} is a {type(value).__name__}, which JSON cannot hold")
+
+
+def _printable(key: Any) -> str:
+    """Any mapping's key as text that can be shown and sent."""
+    return str(key)[:100].encode("utf-8", "backslashreplace").decode()

@@ -72,11 +72,17 @@ def signal() -> int:
 
 
 def _reclaim_on(thread_id: uuid.UUID) -> int:
+    reclaimed = 0
     with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
         for thread in threads:
-            dispatch = Dispatch.objects.filter(thread=thread).expired().select_related("run").first()
+            # The row is locked too: a renewal takes no fence, and one that came first has saved the claim.
+            expired = Dispatch.objects.filter(thread=thread).expired().select_related("run")
+            dispatch = expired.select_for_update(no_key=True, of=("self",)).first()
             if dispatch is None:
                 continue
+            # What ends the claim here must not look to its worker like the end it gave it itself.
+            Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)
+            reclaimed += 1
             dispatch.lost_count += 1
             reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
             observe("lease.expired", level=30, dispatch_id=dispatch.pk, worker=dispatch.claimed_by)
@@ -92,7 +98,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="expired_lease_reclaimed")
     for thread in threads:
         hints.tell(thread)
-    return len(threads)
+    return reclaimed
 
 
 def _slots_by_queue() -> dict[str, int]:

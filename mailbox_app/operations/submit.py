@@ -87,7 +87,8 @@ def run(
             queue=wishes.get("queue") or conf.default_queue,
             priority=_first(priority, wishes.get("priority"), conf.default_priority),
             max_attempts=_first(max_attempts, wishes.get("max_attempts"), conf.max_attempts),
-            available_at=available_at,
+            # What lies in the past is for now, and goes before nobody who came earlier.
+            available_at=None if available_at is None else max(available_at, thread.locked_at),
             dedupe_key=dedupe_key,
             origin=origin,
             options=options,

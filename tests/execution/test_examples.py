@@ -1,0 +1,85 @@
+"""The example agents: what they answer, exactly."""
+
+import pytest
+
+from mailbox_app.execution import runner
+from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.models import Event, JournalEntry
+from mailbox_app.operations.ownership import Claim
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+
+def ask(agent: str, text: str, keeper: LeaseKeeper) -> Claim:
+    scene.post(text, agent=agent)
+    claim = scene.taken(agents=(agent,))
+    runner.run(claim, keeper=keeper, own_process=False)
+    return claim
+
+
+TABLE = """name,amount,note,city,day
+Ada,1.5,"a, quoted | cell",Paris,2026-01-31
+Bo,2.5,,Paris,2026-02-01
+Cy,5,"two
+lines",Rome,2025-12-24
+"""
+
+REPORT = r"""# 3 rows, 5 columns
+
+| column | kind | filled | distinct | summary |
+|---|---|---:|---:|---|
+| name | text | 3 | 3 | all different |
+| amount | number | 3 | 3 | min 1.5 · median 2.5 · mean 3 · max 5 |
+| note | text | 2 | 2 | all different |
+| city | text | 3 | 2 | most often “Paris” (2 times) |
+| day | date | 3 | 3 | 2025-12-24 to 2026-02-01 |
+
+Missing cells: note (1)."""
+
+
+def test_echo_says_the_words_back(keeper: LeaseKeeper) -> None:
+    claim = ask("echo", "  say   this\tback ", keeper)
+    assert scene.run(claim).final_output == "say this back"
+
+
+def test_analyst_reports_on_every_column(keeper: LeaseKeeper) -> None:
+    claim = ask("analyst", TABLE, keeper)
+    assert scene.run(claim).final_output == REPORT
+    assert scene.log(claim)[1] == (2, "assistant", REPORT)
+    steps = JournalEntry.objects.filter(verb="step").order_by("id").values_list("name", "key")
+    columns = [("profile-column", name) for name in ("name", "amount", "note", "city", "day")]
+    assert list(steps) == [("read-table", ""), *columns, ("write-report", "")]
+    events = Event.objects.exclude(kind__startswith="Run").order_by("cursor").values_list("kind", flat=True)
+    assert list(events) == ["ThreadCreated", "TableRead", *["ColumnProfiled"] * 5, "MessageCommitted"]
+
+
+def test_analyst_escapes_what_would_break_its_table(keeper: LeaseKeeper) -> None:
+    claim = ask("analyst", 'a|b,c\n"x | y\nz",1\n"x | y\nz",2\n', keeper)
+    report = scene.run(claim).final_output
+    assert isinstance(report, str)
+    rows = [line for line in report.splitlines() if line.startswith("|")]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("hello there", "the message holds no CSV table: a header line and at least one row are needed"),
+        ("a,b", "the message holds no CSV table: a header line and at least one row are needed"),
+        ("a\n1\n2", "the message holds no CSV table: a header line and at least one row are needed"),
+        ("a,b\n1,2\n3", "line 3 of the table has 1 cells, the header 2"),
+        ("a,b\n1,2,3", "line 2 of the table has 3 cells, the header 2"),
+        ("a,a\n1,2", "two columns of the table have the same name"),
+    ],
+)
+def test_analyst_buries_a_crooked_table_with_a_clear_message(table: str, message: str, keeper: LeaseKeeper) -> None:
+    claim = ask("analyst", table, keeper)
+    assert (scene.dispatch(claim).status, scene.dispatch(claim).attempt_count) == ("dead_letter", 1)
+    assert scene.run(claim).error == {"code": "permanent", "message": f"Permanent: {message}"}
+    assert JournalEntry.objects.count() == 0
+
+
+def test_analyst_survives_a_cell_that_is_too_long_for_csv(keeper: LeaseKeeper) -> None:
+    claim = ask("analyst", "a,b\n" + "x" * 200_000 + ",1\n", keeper)
+    assert scene.dispatch(claim).status == "dead_letter"

@@ -1,0 +1,159 @@
+"""A worker whose token owns nothing any more: every verb refuses it and changes nothing. Generated for all verbs."""
+
+import inspect
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+
+from mailbox_app.errors import LeaseLost
+from mailbox_app.operations import checkpoint, recover, settle
+from mailbox_app.operations import claim as claiming
+from mailbox_app.operations.ownership import Claim
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+VERBS: dict[str, Callable[[Claim], Any]] = {
+    "complete": lambda claim: settle.complete(claim, output="stale"),
+    "nack": lambda claim: settle.nack(claim, code="transient", message="stale"),
+    "dead_letter": lambda claim: settle.dead_letter(claim, code="permanent", message="stale"),
+    "stopped": settle.stopped,
+    "reach": checkpoint.reach,
+    "record": lambda claim: checkpoint.record(claim, scene.entry(), [1]),
+    "say": lambda claim: checkpoint.say(claim, scene.entry("message", verb="say"), "stale"),
+    "emit_event": lambda claim: checkpoint.emit_event(
+        claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"
+    ),
+}
+SETTLES = ("complete", "nack", "dead_letter", "stopped")
+
+
+def reclaimed(claim: Claim) -> None:
+    scene.expire_lease(claim)
+    assert recover.reclaim() == 1
+
+
+def claimed_by_another(claim: Claim) -> None:
+    reclaimed(claim)
+    assert scene.taken(worker="other@there:2").dispatch_id == claim.dispatch_id
+
+
+def finished_by_another(claim: Claim) -> None:
+    reclaimed(claim)
+    settle.complete(scene.taken(worker="other@there:2"), output="theirs")
+
+
+def buried_by_the_sweep(claim: Claim) -> None:
+    type(scene.dispatch(claim)).objects.filter(pk=claim.dispatch_id).update(lost_count=4)
+    reclaimed(claim)
+    assert scene.dispatch(claim).status == "dead_letter"
+
+
+def cancelled_by_the_sweep(claim: Claim) -> None:
+    scene.ask_to_cancel(claim)
+    reclaimed(claim)
+    assert scene.dispatch(claim).status == "cancelled"
+
+
+LOSSES = (reclaimed, claimed_by_another, finished_by_another, buried_by_the_sweep, cancelled_by_the_sweep)
+
+
+def claimed_functions() -> Iterator[str]:
+    for module in (settle, checkpoint):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            own = function.__module__ == module.__name__ and not name.startswith("_")
+            if own and next(iter(inspect.signature(function).parameters)) == "claim":
+                yield name
+
+
+def test_every_verb_that_takes_a_claim_is_tried_here() -> None:
+    assert sorted(VERBS) == sorted(claimed_functions())
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_stale_worker_changes_nothing(verb: str, lose: Callable[[Claim], None]) -> None:
+    claim = scene.posted_and_taken()
+    lose(claim)
+    with scene.nothing_changes(), pytest.raises(LeaseLost, match=str(claim.dispatch_id)):
+        VERBS[verb](claim)
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda function: function.__name__)
+def test_a_stale_worker_renews_nothing_and_is_told(lose: Callable[[Claim], None]) -> None:
+    claim = scene.posted_and_taken()
+    lose(claim)
+    with scene.nothing_changes():
+        assert claiming.renew(tokens=[claim.token]) == {claim.token}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_token_nobody_gave_changes_nothing(verb: str) -> None:
+    claim = scene.posted_and_taken()
+    forged = Claim(**{**vars(claim), "token": uuid.uuid4()})
+    with scene.nothing_changes(), pytest.raises(LeaseLost):
+        VERBS[verb](forged)
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_a_settle_whose_answer_was_lost_may_be_called_again(verb: str) -> None:
+    claim = scene.posted_and_taken()
+    VERBS[verb](claim)
+    with scene.nothing_changes():
+        VERBS[verb](claim)
+
+
+@pytest.mark.parametrize("verb", [name for name in VERBS if name != "complete"])
+def test_after_its_completion_a_claim_can_do_nothing_else(verb: str) -> None:
+    claim = scene.posted_and_taken()
+    settle.complete(claim, output="done")
+    with scene.nothing_changes(), pytest.raises(LeaseLost):
+        VERBS[verb](claim)
+
+
+def fail_at(statement: int) -> Callable[..., Any]:
+    """A wrapper that lets the database be lost at the n-th statement (from 0), once."""
+    seen = iter(range(10_000))
+
+    def wrapper(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        if next(seen) == statement:
+            raise OperationalError(f"lost at {sql[:60]}")
+        return execute(sql, params, many, context)
+
+    return wrapper
+
+
+# How to bring a fresh claim to the verb, and the verb.
+WHOLE: dict[str, tuple[Callable[[Claim], Any], Callable[[Claim], Any]]] = {
+    **{name: (lambda claim: None, verb) for name, verb in VERBS.items()},
+    "submit": (lambda claim: None, lambda claim: scene.post("next", thread_id=claim.thread_id)),
+    "submit_by_key": (lambda claim: None, lambda claim: scene.post("next", thread_key="unheard-of")),
+    "reclaim": (scene.expire_lease, lambda claim: recover.reclaim()),
+    "claim": (
+        lambda claim: settle.nack(claim, code="transient", message="no", retry_after=0),
+        lambda claim: scene.taken(),
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", WHOLE)
+def test_a_verb_whose_connection_fails_at_any_statement_changes_nothing(verb: str) -> None:
+    claim = scene.posted_and_taken()
+    prepare, act = WHOLE[verb]
+    prepare(claim)
+    failures = 0
+    while True:
+        before = scene.tables()
+        try:
+            with connection.execute_wrapper(fail_at(failures)):
+                act(claim)
+        except OperationalError:
+            assert scene.tables() == before, f"statement {failures} left something behind"
+            failures += 1
+        else:
+            break
+    assert failures >= 3, "the verb was never interrupted"
+    assert scene.tables() != before or verb == "reach"

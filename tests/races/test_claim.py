@@ -1,0 +1,136 @@
+"""Claim meets claim, submit and a scheduled head: one winner, no lost wake-up."""
+
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from mailbox_app.models import Dispatch, Run, Thread
+from mailbox_app.operations import claim, recover, settle, tick
+from tests.operations import scene
+from tests.races.actors import start, together
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_of_n_claimers_of_one_run_exactly_one_wins() -> None:
+    for _ in range(15):
+        posted = scene.post()
+        found = [one for one in together(*[scene.take] * 6) if one is not None]
+        assert [one.dispatch_id for one in found] == [posted.dispatch_id]
+        assert scene.dispatch(posted).claim_token == found[0].token
+        settle.complete(found[0])
+
+
+def test_claimers_of_many_threads_share_them_without_doubles() -> None:
+    posted = {scene.post().run_id for _ in range(24)}
+
+    def drain() -> list[uuid.UUID]:
+        mine = []
+        while one := scene.take():
+            mine.append(one.run_id)
+        return mine
+
+    runs = [run for mine in together(drain, drain, drain, drain) for run in mine]
+    left = [one.run_id for one in iter(scene.take, None)]
+    assert sorted(runs + left) == sorted(posted)
+
+
+def test_a_batch_takes_one_run_a_thread_and_splits_the_threads_with_another_batch() -> None:
+    threads = [scene.post("one").thread_id for _ in range(8)]
+    for thread_id in threads:
+        scene.post("two", thread_id=thread_id)
+
+    def batch() -> list[uuid.UUID]:
+        taken = claim.due(
+            queue=scene.QUEUE, agents=["echo"], worker="w@here:1", tokens=[uuid.uuid4() for _ in range(8)]
+        )
+        return [one.thread_id for one in taken.claims]
+
+    first, second = together(batch, batch)
+    assert len(set(first + second)) == len(first + second)
+    assert set(first + second) | set(batch()) == set(threads)
+    assert Dispatch.objects.claimed().count() == 8
+
+
+def test_a_claim_passes_over_a_thread_somebody_holds_and_says_that_there_is_more() -> None:
+    held, free = scene.post(), scene.post()
+    with transaction.atomic():
+        Thread.objects.select_for_update(no_key=True).get(pk=held.thread_id)
+        assert start(scene.taken).result(20).run_id == free.run_id
+        nothing = start(lambda: claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[uuid.uuid4()]))
+        assert nothing.result(20) == claim.Claimed(claims=[], has_more=True)
+    assert scene.taken().run_id == held.run_id
+
+
+def test_no_submit_that_meets_a_claim_or_a_completion_is_forgotten() -> None:
+    """Hammered: a run posted at any point of another's claim and settle is found without a sweep."""
+    thread_id, rounds = scene.post().thread_id, 50
+
+    def post() -> None:
+        for _ in range(rounds):
+            scene.post(thread_id=thread_id)
+
+    def work() -> None:
+        while Run.objects.done().count() <= 2 * rounds:
+            if one := scene.take():
+                settle.complete(one)
+
+    together(post, post, work, work)
+    assert Run.objects.not_done().count() == 0
+    assert recover.repair() == 0
+    assert scene.thread(Dispatch.objects.all()[0]).claim_count == 2 * rounds + 1
+
+
+def test_no_submit_that_meets_a_failure_or_the_tick_is_forgotten() -> None:
+    thread_id, rounds = scene.post().thread_id, 30
+
+    def post() -> None:
+        for _ in range(rounds):
+            scene.post(thread_id=thread_id)
+
+    def work() -> None:
+        while Run.objects.done().count() <= rounds:
+            if one := scene.take():
+                if one.attempt == 1:
+                    settle.nack(one, code="transient", message="again", retry_after=0.002)
+                else:
+                    settle.complete(one)
+
+    def promote() -> None:
+        while Run.objects.done().count() <= rounds:
+            tick.promote()
+
+    together(post, work, work, promote)
+    assert Run.objects.not_done().count() == 0
+    assert recover.repair() == 0
+
+
+def test_a_scheduled_head_that_comes_due_after_the_flag_was_written_goes_first() -> None:
+    plain = scene.post()
+    urgent = scene.post(
+        thread_id=plain.thread_id, priority=0, available_at=scene.database_now() + timedelta(minutes=5)
+    )
+    Dispatch.objects.filter(pk=urgent.dispatch_id).update(available_at=Now() - timedelta(seconds=1))
+    assert scene.thread(plain).due_priority == 128
+    assert scene.taken().run_id == urgent.run_id
+
+
+def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten() -> None:
+    """It is too late for the look at heads and too early for the look at what wakes, unless both agree on one rule."""
+    at = scene.database_now() + timedelta(seconds=0.4)
+
+    def wait_between(execute, sql, params, many, context):  # type: ignore[no-untyped-def]
+        result = execute(sql, params, many, context)
+        if "mailbox_dispatch" in sql and "available_at\" <= " in sql:
+            with connection.connection.cursor() as cursor:
+                cursor.execute("SELECT pg_sleep(extract(epoch FROM %s - clock_timestamp()) + 0.01)", [at])
+        return result
+
+    with connection.execute_wrapper(wait_between):
+        posted = scene.post(available_at=at)
+    assert scene.flag(posted) == scene.WAKING
+    assert tick.promote() == 1
+    assert scene.flag(posted) == scene.DUE
