@@ -10,6 +10,8 @@ class MailboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from mailbox_app import checks
         from mailbox_app.execution import registry
 
+        assert checks.CHECKS  # imported for its registrations
         registry.autodiscover()

@@ -2,11 +2,16 @@
 
 from typing import Any
 
-from mailbox_app.conf import conf
+from django.conf import settings as django_settings
+
+from mailbox_app.conf import Settings, conf, problems
 
 
 def options() -> dict[str, Any]:
     """Options for `Celery.conf.update`, each with the accident it prevents beside it."""
+    # A wrong MAILBOX is told by system check mailbox.E001, which stops the process, and runs only after this.
+    wrong = problems(getattr(django_settings, "MAILBOX", None) or {})
+    settings = Settings() if wrong else conf.read()
     return {
         # Signals are acknowledged early and carry nothing: a redelivered one would only be noise.
         "task_acks_late": False,
@@ -34,19 +39,19 @@ def options() -> dict[str, Any]:
         "CELERY_DB_REUSE_MAX": 1_000,
         "worker_hijack_root_logger": False,
         "beat_schedule": {
-            "mailbox.due_tick": _every(conf.due_tick_seconds, "mailbox.due_tick"),
-            "mailbox.sweep": _every(conf.sweep_seconds, "mailbox.sweep"),
-            "mailbox.gc": _every(conf.gc_seconds, "mailbox.gc"),
+            "mailbox.due_tick": _every(settings.due_tick_seconds, "mailbox.due_tick", settings),
+            "mailbox.sweep": _every(settings.sweep_seconds, "mailbox.sweep", settings),
+            "mailbox.gc": _every(settings.gc_seconds, "mailbox.gc", settings),
         },
         "beat_max_loop_interval": 1,
         "task_create_missing_queues": True,
     }
 
 
-def _every(seconds: float, task: str) -> dict[str, Any]:
+def _every(seconds: float, task: str, settings: Settings) -> dict[str, Any]:
     # A pass nobody took in time is superseded by the next: they never pile up.
     return {
         "task": task,
         "schedule": seconds,
-        "options": {"queue": conf.maintenance_queue, "expires": max(2 * seconds, 5.0)},
+        "options": {"queue": settings.maintenance_queue, "expires": max(2 * seconds, 5.0)},
     }

@@ -89,6 +89,18 @@ def lower_flag(queue: str) -> None:
         breaker.failed("channel", error)
 
 
+def is_reachable() -> bool:
+    """Whether Redis answers; False also while it is being left alone after a failure."""
+    client = _client()
+    if client is None:
+        return False
+    try:
+        return bool(client.ping())
+    except redis.RedisError as error:
+        breaker.failed("channel", error)
+        return False
+
+
 def publish(topic: str, message: dict[str, Any]) -> None:
     """Tell whoever listens on the topic just now."""
     client = _client()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import Task, shared_task, signals
-from django.db import close_old_connections
+from django.db import connection
 from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel, hints
@@ -30,7 +30,7 @@ def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     """
     queue = str((self.request.delivery_info or {}).get("routing_key") or conf.default_queue)
     worker = f"{self.request.hostname or 'worker'}:{os.getpid()}"
-    close_old_connections()
+    _drop_broken_connection()
     channel.lower_flag(queue)
     ran, pause, stop_at = 0, _FIRST_PAUSE_SECONDS, time.monotonic() + conf.claim_budget_seconds
     while True:
@@ -102,9 +102,15 @@ def _is_pool_child() -> bool:
     return os.getpid() != _parent_pid
 
 
+def _drop_broken_connection() -> None:
+    """Connect anew if the server has gone away since the last task, so that no work finds out half-way."""
+    if connection.connection is not None and not connection.is_usable():
+        connection.close()
+
+
 def _pass(name: str, *batches: Callable[[], int]) -> None:
     """Repeat each batch until it finds nothing or the pass has lasted `pass_seconds`; write down who ran it when."""
-    close_old_connections()
+    _drop_broken_connection()
     row, _ = Maintenance.objects.update_or_create(name=name, defaults={"last_started_at": Now()})
     stop_at = time.monotonic() + conf.pass_seconds
     counts = []

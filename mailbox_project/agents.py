@@ -41,7 +41,10 @@ def analyst(ctx: Context) -> str:
 
 
 def _parse(text: str) -> tuple[list[str], list[list[str]]]:
-    lines = [row for row in csv.reader(io.StringIO(text.strip())) if row]
+    try:
+        lines = [row for row in csv.reader(io.StringIO(text.strip())) if row]
+    except csv.Error as error:
+        raise Permanent(f"the table cannot be read: {error}") from error
     if len(lines) < 2 or len(lines[0]) < 2:
         raise Permanent("the message holds no CSV table: a header line and at least one row are needed")
     header = [name.strip() or f"column {number}" for number, name in enumerate(lines[0], start=1)]
@@ -110,4 +113,4 @@ def _report(rows: int, profiles: list[dict[str, Any]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|")

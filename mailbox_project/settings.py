@@ -45,10 +45,10 @@ def _database(url: str) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.postgresql",
         **entry,
-        # A worker's few threads keep their connections. Under ASGI each request has a thread of its own, so the web
-        # process draws from a pool instead: DATABASE_POOL_SIZE, set for it alone.
-        "CONN_MAX_AGE": 0 if pool_size else 60,
-        "CONN_HEALTH_CHECKS": True,
+        # Under ASGI each request has a thread of its own, and a connection kept for that thread would be left behind;
+        # a web process draws from a pool (DATABASE_POOL_SIZE, set for it alone). Workers keep theirs all the same:
+        # Celery closes them, and does so every thousand tasks.
+        "CONN_MAX_AGE": 0,
         "OPTIONS": {
             "connect_timeout": 5,
             **options,

@@ -112,7 +112,7 @@ def dispatches(rows: Any, *, search: object) -> Section:
 
 
 def messages(rows: Any, *, search: object) -> Section:
-    """Messages in the order of their thread."""
+    """Messages in the order of the log, then those nobody has read."""
     return Section(
         "Messages",
         Message,

@@ -260,6 +260,7 @@ class Stack:
                 [*uvicorn, "--timeout-graceful-shutdown", "3", "--no-server-header"],
                 # A project that mounts no health routes answers 404, which shows as well that it serves.
                 lambda: _answers(f"{base}/health/ready", {200, 404}),
+                env={"DATABASE_POOL_SIZE": "20"},
             ),
             Child(
                 "flower",

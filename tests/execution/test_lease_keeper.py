@@ -134,29 +134,25 @@ def test_a_database_that_stays_away_stops_the_run_when_its_lease_is_over(
     assert isinstance(stops[0], LeaseLost)
 
 
-def test_a_renewal_whose_backend_is_terminated_is_made_up_for(keeper: LeaseKeeper, settings: Any) -> None:
-    """The real thing: the keeper's connection waits for a lock of ours when its backend is ended."""
+def test_a_renewal_whose_backend_is_terminated_is_made_up_for() -> None:
     one, stops = scene.posted_and_taken(), []  # type: ignore[var-annotated]
+    before, killed = scene.dispatch(one).lease_until, []
+
+    def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
+        if not killed:
+            killed.append(backend())
+            start(terminate, killed[0]).result(20)
+        return claim.renew(tokens=tokens)
+
+    with hold(LeaseKeeper(renew), one, stops):
+        until(lambda: killed and scene.dispatch(one).lease_until != before, "a renewal after the loss")
+    assert stops == []
+
+
+def backend() -> int:
     with connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE IF NOT EXISTS hiccup (id int)")
-    try:
-        killed: list[int] = []
-
-        def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
-            with connection.cursor() as cursor:
-                if not killed:
-                    cursor.execute("SELECT pg_backend_pid()")
-                    killed.append(cursor.fetchone()[0])
-                    start(terminate, killed[0]).result(20)
-                return claim.renew(tokens=tokens)
-
-        before = scene.dispatch(one).lease_until
-        with hold(LeaseKeeper(renew), one, stops):
-            until(lambda: killed and scene.dispatch(one).lease_until != before, "a renewal after the loss")
-        assert stops == []
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("DROP TABLE hiccup")
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
 
 
 def terminate(pid: int) -> None:
@@ -166,9 +162,7 @@ def terminate(pid: int) -> None:
 
 def test_a_settle_whose_connection_is_terminated_is_told_again(perform: Perform) -> None:
     def agent(ctx: Context) -> str:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            start(terminate, cursor.fetchone()[0]).result(20)
+        start(terminate, backend()).result(20)
         return "done"
 
     one = perform(agent)

@@ -57,7 +57,7 @@ def test_a_child_past_its_limit_settles_its_run_and_is_killed(posted: Any) -> No
 
 
 def test_a_child_that_never_lets_python_run_again_is_ended_by_c_code(posted: Any) -> None:
-    # sum() of a range holds the interpreter's lock... so the keeper cannot even start; the timer needs no lock.
+    # The matcher keeps the interpreter's lock for ever: no thread of Python can settle or kill.
     child = run_child("import re; re.match('(a+)+$', 'a' * 60 + 'b')")
     assert child.returncode == 1, child.stderr
     assert "Timeout" in child.stderr

@@ -1,0 +1,168 @@
+"""The Celery tasks, called in this process: a signal is answered, passed on and coalesced."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from mailbox_app import catalogue, channel, hints, tasks
+from mailbox_app.conf import conf
+from mailbox_app.execution import Context
+from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
+from mailbox_app.operations import settle
+from tests.execution.conftest import Register
+from tests.operations import scene
+from tests.races.actors import start, until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def queue(settings: Any) -> Iterator[str]:
+    name = f"queue-{uuid.uuid4()}"
+    settings.MAILBOX = {**settings.MAILBOX, "default_queue": name}
+    channel.breaker.reset()
+    yield name
+    channel.breaker.reset()
+
+
+def waiting(queue: str) -> int:
+    return int(redis.Redis.from_url(conf.redis_url).llen(queue))  # type: ignore[arg-type]
+
+
+def answer() -> int:
+    """Do what a worker does with one signal; how many runs it executed."""
+    return int(tasks.execute.apply().get())
+
+
+def test_a_signal_runs_all_that_is_due(queue: str) -> None:
+    first = scene.post("one")
+    scene.post("two", thread_id=first.thread_id)
+    scene.post("three")
+    assert answer() == 3
+    assert set(Run.objects.values_list("status", "final_output")) == {("done", "one"), ("done", "two"), ("done", "three")}
+
+
+def test_a_signal_with_nothing_due_does_nothing(queue: str) -> None:
+    with scene.nothing_changes():
+        assert answer() == 0
+    assert waiting(queue) == 0
+
+
+def test_the_next_signal_is_sent_before_the_run_when_more_is_due(queue: str, register: Register) -> None:
+    seen: list[int] = []
+    register(lambda ctx: seen.append(waiting(queue)))
+    for _ in range(3):
+        scene.post(agent="probe")
+    assert waiting(queue) == 1, "three threads became due, one signal is on its way"
+    redis.Redis.from_url(conf.redis_url).delete(queue)  # it is taken by the worker
+    assert answer() == 3
+    assert seen == [1, 1, 1], "another slot was woken before the first run, and once"
+
+
+def test_no_signal_is_passed_on_for_the_last_run(queue: str, register: Register) -> None:
+    seen: list[int] = []
+    register(lambda ctx: seen.append(waiting(queue)))
+    scene.post(agent="probe")
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    assert answer() == 1
+    assert (seen, waiting(queue)) == ([0], 0)
+
+
+def test_a_worker_at_the_end_of_its_budget_passes_the_rest_on(queue: str, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "claim_budget_seconds": 0.0}
+    thread_id = scene.post("one").thread_id
+    scene.post("two", thread_id=thread_id)
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    assert answer() == 1
+    assert waiting(queue) == 1
+
+
+def test_a_run_that_has_nothing_to_read_does_not_end_the_worker_s_round(queue: str) -> None:
+    empty = scene.post("withdrawn")
+    Message.objects.filter(pk__in=empty.message_ids).update(state="retracted", retract_reason="withdrawn")
+    scene.post("behind it", thread_id=empty.thread_id)
+    assert answer() == 1
+    assert set(Run.objects.values_list("status", "final_output")) == {("done", None), ("done", "behind it")}
+
+
+def test_work_that_arrives_while_a_run_is_executed_is_found_in_the_same_round(queue: str, register: Register) -> None:
+    def agent(ctx: Context) -> None:
+        if ctx.messages[0].text == "first":
+            scene.post("second", agent="probe", thread_id=ctx.thread_id)
+
+    register(agent)
+    scene.post("first", agent="probe")
+    assert answer() == 2
+
+
+def test_what_this_worker_cannot_run_is_left_alone(queue: str, register: Register) -> None:
+    register(lambda ctx: None)
+    posted = scene.post(agent="probe")
+    catalogue.remove("probe")
+    with scene.nothing_changes():
+        assert answer() == 0
+    assert scene.flag(posted)[3] == "probe"
+
+
+def test_a_head_for_another_kind_of_worker_wakes_one(queue: str, register: Register) -> None:
+    """The flag changes its agent under a worker that cannot run the new one: its signal must not be lost with that."""
+    register(lambda ctx: None)
+    posted = scene.post("for echo")
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    channel.lower_flag(queue)
+    scene.post("for probe", agent="probe", thread_id=posted.thread_id, priority=0)
+    assert scene.flag(posted)[3] == "probe"
+    assert waiting(queue) == 1
+
+
+def test_the_sweep_signals_each_thread_that_is_due_up_to_the_slots(queue: str) -> None:
+    for _ in range(5):
+        scene.post()
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    AgentRegistration.objects.create(worker="w@here", agent="echo", version="1", queues=[queue, "other"], slots=3)
+    tasks.sweep.apply()
+    assert waiting(queue) == 3
+
+
+def test_each_pass_writes_down_who_ran_it_and_when() -> None:
+    for task in (tasks.due_tick, tasks.sweep, tasks.gc):
+        task.apply()
+    rows = Maintenance.objects.order_by("name")
+    assert [row.name for row in rows] == ["due_tick", "gc", "sweep"]
+    for row in rows:
+        assert row.last_started_at is not None
+        assert row.last_finished_at is not None
+        assert row.last_started_at <= row.last_finished_at
+        assert row.worker
+
+
+def test_the_tick_promotes_what_is_due_by_now_and_wakes_a_worker(queue: str) -> None:
+    claim_it = scene.post()
+    claim = scene.taken(queue=queue)
+    settle.nack(claim, code="transient", message="later", retry_after=60)
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    channel.lower_flag(queue)
+    tasks.due_tick.apply()
+    assert scene.flag(claim_it) == scene.WAKING
+    scene.make_available(claim)
+    tasks.due_tick.apply()
+    assert (scene.flag(claim_it)[0], waiting(queue)) == (True, 1)
+
+
+def test_due_work_that_is_held_is_looked_at_again(queue: str) -> None:
+    posted = scene.post("held")
+    with Thread.objects.fence(posted.thread_id):
+        worker = start(answer)
+        until(lambda: True, "the worker has begun")
+    assert worker.result(20) == 1
+
+
+def test_signals_carry_nothing(queue: str) -> None:
+    hints.wake(queue)
+    stored = redis.Redis.from_url(conf.redis_url).lindex(queue, 0)
+    assert b'"task": "mailbox.execute"' in stored  # type: ignore[operator]
+    assert b'"argsrepr": "()"' in stored  # type: ignore[operator]
+    assert b'"kwargsrepr": "{}"' in stored  # type: ignore[operator]
