@@ -1,17 +1,21 @@
-"""The Celery options an app that runs Mailbox needs: `app.conf.update(celeryconf.options())` in its celery.py."""
+"""What Mailbox needs of a project's Celery app: one call in its celery.py, `celeryconf.configure(app)`."""
 
 from typing import Any
 
-from django.conf import settings as django_settings
+from mailbox_app.conf import conf
 
-from mailbox_app.conf import Settings, conf, problems
+
+def configure(app: Any) -> None:
+    """Give the app our options as defaults, and our passes beside its own beat schedule; read when it first needs them.
+
+    A project's own `CELERY_…` settings win; system checks tell where they break a promise.
+    """
+    app.add_defaults(options)
+    app.on_after_configure.connect(_add_passes, weak=False)
 
 
 def options() -> dict[str, Any]:
-    """Options for `Celery.conf.update`, each with the accident it prevents beside it."""
-    # A wrong MAILBOX is told by system check mailbox.E001, which stops the process, and runs only after this.
-    wrong = problems(getattr(django_settings, "MAILBOX", None) or {})
-    settings = Settings() if wrong else conf.read()
+    """Options of the Celery app, each with the accident it prevents beside it."""
     return {
         # Signals are acknowledged early and carry nothing: a redelivered one would only be noise.
         "task_acks_late": False,
@@ -23,7 +27,6 @@ def options() -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         # Flower sees workers and tasks.
         "worker_send_task_events": True,
-        "task_send_sent_event": False,
         "broker_connection_retry_on_startup": True,
         # Never give the broker up: it may be away for a night.
         "broker_connection_max_retries": None,
@@ -38,20 +41,28 @@ def options() -> dict[str, Any]:
         # Celery's Django fixup would close the database connection around every task.
         "CELERY_DB_REUSE_MAX": 1_000,
         "worker_hijack_root_logger": False,
-        "beat_schedule": {
-            "mailbox.due_tick": _every(settings.due_tick_seconds, "mailbox.due_tick", settings),
-            "mailbox.sweep": _every(settings.sweep_seconds, "mailbox.sweep", settings),
-            "mailbox.gc": _every(settings.gc_seconds, "mailbox.gc", settings),
-        },
+        # Beat would look at its schedule every five minutes, and learn so late that a clock was set.
         "beat_max_loop_interval": 1,
-        "task_create_missing_queues": True,
     }
 
 
-def _every(seconds: float, task: str, settings: Settings) -> dict[str, Any]:
-    # A pass nobody took in time is superseded by the next: they never pile up.
+def passes() -> dict[str, dict[str, Any]]:
+    """Entries of a beat schedule: due tick, sweep and gc, on the maintenance queue."""
+    every = {
+        "mailbox.due_tick": conf.due_tick_seconds,
+        "mailbox.sweep": conf.sweep_seconds,
+        "mailbox.gc": conf.gc_seconds,
+    }
     return {
-        "task": task,
-        "schedule": seconds,
-        "options": {"queue": settings.maintenance_queue, "expires": max(2 * seconds, 5.0)},
+        task: {
+            "task": task,
+            "schedule": seconds,
+            # A pass nobody took in time is superseded by the next: they never pile up.
+            "options": {"queue": conf.maintenance_queue, "expires": max(2 * seconds, 5.0)},
+        }
+        for task, seconds in every.items()
     }
+
+
+def _add_passes(sender: Any, **_: Any) -> None:
+    sender.conf.beat_schedule = {**passes(), **(sender.conf.beat_schedule or {})}

@@ -21,7 +21,7 @@ _OLDEST_POSTGRESQL = 140_000
 _PICKLE = {"pickle", "application/x-python-serialize"}
 _MAINTENANCE = {"mailbox.due_tick", "mailbox.sweep", "mailbox.gc"}
 _APPLY = (
-    "Call app.conf.update(mailbox_app.celeryconf.options()) in the project's celery.py, "
+    "Call mailbox_app.celeryconf.configure(app) in the project's celery.py, "
     "and import that app in the project's __init__.py."
 )
 

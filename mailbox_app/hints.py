@@ -67,7 +67,8 @@ def _publishers() -> ProducerPool:
     key = (os.getpid(), url)
     if key not in _pools:
         timeout = conf.broker_timeout_seconds
-        options: dict[str, Any] = dict(current_app.conf.broker_transport_options or {})
+        # No second try to connect: kombu's pause before it is longer than a caller may wait.
+        options: dict[str, Any] = {**(current_app.conf.broker_transport_options or {}), "max_retries": 0}
         if url.startswith(("redis", "rediss", "unix")):
             options |= {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry_on_timeout": False}
         connection = Connection(url, connect_timeout=timeout, transport_options=options)

@@ -10,5 +10,5 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mailbox_project.settings")
 
 app = Celery("mailbox_project")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-app.conf.update(celeryconf.options())
+celeryconf.configure(app)
 app.autodiscover_tasks()

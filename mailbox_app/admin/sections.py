@@ -118,7 +118,9 @@ def messages(rows: Any, *, search: object) -> Section:
         Message,
         ("message", "seq", "role", "state", "content", "read by", "written by", "created"),
         _last(
-            rows.order_by("-position", "-id").defer("content", "metadata").annotate(excerpt=render.excerpt("content"))
+            rows.order_by("-seq", "-position", "-id")
+            .defer("content", "metadata")
+            .annotate(excerpt=render.excerpt("content"))
         ),
         lambda message: (
             render.link_id(Message, message.pk),

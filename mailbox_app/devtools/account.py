@@ -16,6 +16,8 @@ SHARED = Path("/var/tmp")
 
 @dataclass(frozen=True)
 class Account:
+    """A user and group id that a server runs under."""
+
     uid: int
     gid: int
 

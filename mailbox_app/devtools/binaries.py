@@ -17,6 +17,8 @@ class MissingServer(RuntimeError):
 
 @dataclass(frozen=True)
 class Binaries:
+    """The programs that the servers need; each is an absolute path."""
+
     initdb: Path
     postgres: Path
     redis: Path

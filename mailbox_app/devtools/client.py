@@ -10,6 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
+    """What came back, an error status included."""
+
     status: int
     headers: Mapping[str, str]
     text: str

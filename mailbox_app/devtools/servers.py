@@ -14,8 +14,10 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +28,12 @@ import psycopg
 from mailbox_app.devtools.account import Account, elsewhere, working_folder
 from mailbox_app.devtools.binaries import Binaries, clean_environment
 from mailbox_app.devtools.files import open_private, tail, write_private
-from mailbox_app.devtools.processes import Ownership, end, free_port, spawn, wait_until
+from mailbox_app.devtools.processes import Ownership, end, free_port, owner_of, spawn, wait_until
 
 # Recovery after a crash on a slow disk is the slowest start there is.
 START_SECONDS = 60.0
+# No test run is that old.
+_LEFT_BEHIND_SECONDS = 6 * 3_600.0
 
 
 class ServerFailed(RuntimeError):
@@ -120,6 +124,8 @@ class Server:
 
 
 class Postgres(Server):
+    """PostgreSQL 17 or newer, over TCP only, with a database `mailbox` owned by a superuser of that name."""
+
     name = "postgres"
     stop_steps = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0))  # fast shutdown, then immediate
 
@@ -304,9 +310,21 @@ def destroy(state_dir: Path) -> None:
             shutil.rmtree(folder)
 
 
+def _sweep_temporary() -> None:
+    """Delete what test runs that were killed have left behind."""
+    for left in Path(tempfile.gettempdir()).glob("mailbox-test-*/"):
+        with contextlib.suppress(OSError):
+            found = left.lstat()
+            is_old = stat.S_ISDIR(found.st_mode) and found.st_mtime < time.time() - _LEFT_BEHIND_SECONDS
+            if is_old and found.st_uid == os.geteuid() and not owner_of(left) and not owner_of(left / "servers"):
+                destroy(left)
+                shutil.rmtree(left)
+
+
 @contextlib.contextmanager
 def temporary_servers() -> Iterator[Servers]:
     """Run fast, forgetful servers in a folder of their own that is deleted afterwards."""
+    _sweep_temporary()
     state_dir = Path(tempfile.mkdtemp(prefix="mailbox-test-"))
     try:
         with Servers(state_dir, durable=False) as servers:

@@ -40,6 +40,8 @@ class StackFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
+    """What the caller chose; ports are where the search for a free one begins."""
+
     port: int = 8000
     flower_port: int = 5555
     pool: str = "prefork"

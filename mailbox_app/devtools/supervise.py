@@ -74,7 +74,7 @@ class Supervisor:
         self._inherit, self._echo, self._on_change = inherit, echo, on_change
         self._selector = selectors.DefaultSelector()
         self._asked_at = 0.0
-        self._colourful = bool(echo and echo.isatty() and "NO_COLOR" not in os.environ)
+        self._colourful = echo is not None and is_terminal(echo)
 
     def add(self, child: Child) -> None:
         self.children.append(child)
@@ -242,4 +242,5 @@ class _Reader:
 
 
 def is_terminal(stream: TextIO = sys.stdout) -> bool:
+    """Tell whether colours are welcome there."""
     return stream.isatty() and "NO_COLOR" not in os.environ

@@ -30,7 +30,7 @@ def celery_app() -> Iterator[Celery]:
     """An app of the test's own, current while it lasts, with the options a project is told to set."""
     before = current_app._get_current_object()
     app = Celery("test", set_as_current=True, broker="redis://localhost")
-    app.conf.update(celeryconf.options())
+    celeryconf.configure(app)
     yield app
     before.set_current()
 

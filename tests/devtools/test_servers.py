@@ -19,8 +19,8 @@ from redis.retry import Retry
 
 from mailbox_app.devtools import account, binaries
 from mailbox_app.devtools.probes import descendants, living
-from mailbox_app.devtools.processes import FolderInUse, free_port, owner_of, wait_until
-from mailbox_app.devtools.servers import Redis, Servers, destroy
+from mailbox_app.devtools.processes import FolderInUse, Ownership, free_port, owner_of, wait_until
+from mailbox_app.devtools.servers import Redis, Servers, destroy, temporary_servers
 
 OWNER = """
 import sys, time
@@ -146,6 +146,22 @@ def test_kill_of_the_owner_leaves_no_server_and_no_obstacle(state_dir: Path) -> 
     with Servers(state_dir, durable=False) as servers:
         assert [servers.postgres.port, servers.redis.port] == ports
         assert wait_until(lambda: not living(family), 10), subprocess.getoutput("ps -ef")
+
+
+def test_what_a_killed_test_run_left_is_swept_and_nothing_else(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(state_dir))
+    for name in ("mailbox-test-old", "mailbox-test-new", "mailbox-test-owned", "other-old"):
+        (state_dir / name).mkdir()
+    owned = Ownership(state_dir / "mailbox-test-owned")
+    owned.acquire()
+    for name in ("mailbox-test-old", "mailbox-test-owned", "other-old"):
+        os.utime(state_dir / name, (0, 0))
+    with temporary_servers() as servers:
+        left = set(os.listdir(state_dir)) - {servers.state_dir.name}
+    owned.release()
+    assert left == {"mailbox-test-new", "mailbox-test-owned", "other-old"}
 
 
 def test_a_redis_of_a_test_of_its_own_starts_and_stops_at_will(own_redis: Redis) -> None:

@@ -80,6 +80,7 @@ def state_dir() -> Path:
 
 
 def login(account: dict[str, str]) -> str:
+    """A login in parentheses, as it is printed beside an address."""
     return f"({account['user']} / {account['password']})"
 
 

@@ -1,0 +1,191 @@
+"""claim.due and claim.renew: who gets what, and what a claim writes."""
+
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+
+from mailbox_app.models import Dispatch, Message, Thread
+from mailbox_app.operations import claim, recover, settle
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_claim_writes_its_fields_and_starts_the_run() -> None:
+    posted = scene.post("hello", options={"a": 1}, metadata={"b": 2})
+    token, before = uuid.uuid4(), scene.database_now()
+    result = claim.due(queue="mailbox.default", agents=["other", "echo"], worker="w@here:1", tokens=[token])
+    after = scene.database_now()
+    (one,) = result.claims
+    assert not result.has_more
+
+    dispatch, run, thread = scene.dispatch(posted), scene.run(posted), scene.thread(posted)
+    assert (dispatch.status, dispatch.claim_token, dispatch.instance_id) == ("claimed", token, token)
+    assert (dispatch.claimed_by, dispatch.fence) == ("w@here:1", 1)
+    assert (dispatch.attempt_count, dispatch.lost_count) == (0, 0)
+    assert dispatch.claimed_at is not None
+    assert before <= dispatch.claimed_at <= after
+    assert dispatch.lease_until == dispatch.claimed_at + timedelta(seconds=30)
+    assert (run.status, run.turn) == ("running", 1)
+    assert run.started_at is not None
+    assert run.input == {"from_seq": 1, "to_seq": 1, "message_ids": [str(posted.message_ids[0])]}
+    assert (thread.active_run_id, thread.open_run_id, thread.latest_run_id) == (run.pk, run.pk, run.pk)
+    assert (thread.claim_count, thread.last_seq) == (1, 1)
+    assert scene.flag(posted) == scene.IDLE
+    assert (one.token, one.run_id, one.dispatch_id, one.thread_id) == (token, run.pk, dispatch.pk, thread.pk)
+    assert (one.scope, one.agent, one.queue, one.turn, one.attempt, one.fence) == ("acme", "echo", dispatch.queue, 1, 1, 1)
+    assert ([m.content for m in one.messages], one.first_seq) == (["hello"], 1)
+    assert (one.state, one.options, one.metadata) == ({}, {"a": 1}, {"b": 2})
+    event = scene.last_event(posted)
+    assert (event.kind, event.payload["attempt"], event.payload["turn"]) == ("RunStarted", 1, 1)
+    assert event.payload["input"] == run.input
+
+
+@pytest.mark.parametrize(
+    ("agents", "queue"),
+    [((), "mailbox.default"), (("other",), "mailbox.default"), (("echo",), "elsewhere"), (("ech",), "mailbox.default")],
+)
+def test_what_a_worker_cannot_run_it_does_not_touch(agents: tuple[str, ...], queue: str) -> None:
+    scene.post()
+    with scene.nothing_changes():
+        assert scene.take(agents=agents, queue=queue) is None
+
+
+def test_no_tokens_no_claim() -> None:
+    scene.post()
+    with scene.nothing_changes():
+        assert claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[]).claims == []
+
+
+def test_the_highest_priority_goes_first_across_threads_then_the_oldest() -> None:
+    posted = [scene.post(priority=priority) for priority in (200, 128, 0, 128, 255)]
+    order = [one.run_id for one in iter(scene.take, None)]
+    assert order == [posted[n].run_id for n in (2, 1, 3, 0, 4)]
+
+
+def test_the_highest_priority_goes_first_within_a_thread_then_the_oldest() -> None:
+    first = scene.post("0", priority=200)
+    more = [scene.post(str(n), priority=p, thread_id=first.thread_id) for n, p in ((1, 128), (2, 0), (3, 128))]
+    order = []
+    while one := scene.take():
+        order.append(one.run_id)
+        settle.complete(one)
+    assert order == [run.run_id for run in (more[1], more[0], more[2], first)]
+
+
+def test_a_batch_takes_at_most_one_run_a_thread_and_says_what_is_left() -> None:
+    first = scene.post("one")
+    scene.post("two", thread_id=first.thread_id)
+    other, third = scene.post("other"), scene.post("third")
+    tokens = [uuid.uuid4(), uuid.uuid4()]
+    result = claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=tokens)
+    assert [one.run_id for one in result.claims] == [first.run_id, other.run_id]
+    assert [one.token for one in result.claims] == tokens
+    assert result.has_more
+    last = claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[uuid.uuid4(), uuid.uuid4()])
+    assert ([one.run_id for one in last.claims], last.has_more) == ([third.run_id], False)
+
+
+def test_a_claimed_thread_gives_nothing_more() -> None:
+    first = scene.posted_and_taken()
+    for _ in range(3):
+        scene.post(thread_id=first.thread_id, priority=0)
+    with scene.nothing_changes():
+        assert scene.take() is None
+        Dispatch.objects.filter(pk=first.dispatch_id)
+    scene.expire_lease(first)
+    assert scene.take() is None, "not even after its lease, until the sweep has taken it back"
+
+
+def test_a_retried_run_keeps_its_input_and_its_number() -> None:
+    first = scene.posted_and_taken("one")
+    scene.post("two", thread_id=first.thread_id)
+    settle.nack(first, code="transient", message="no", retry_after=0)
+    again = scene.taken()
+    assert (again.run_id, again.attempt, again.fence, again.turn) == (first.run_id, 2, 2, 1)
+    assert [(m.pk, m.seq) for m in again.messages] == [(m.pk, m.seq) for m in first.messages]
+    assert (again.first_seq, scene.thread(first).last_seq) == (1, 1)
+    assert scene.kinds(first)[-1] == "RunResumed"
+    started = scene.run(first).started_at
+    assert started is not None
+
+
+def test_the_fence_rises_with_every_claim_of_the_thread() -> None:
+    fences = []
+    posted = scene.post()
+    for _ in range(3):
+        one = scene.taken()
+        fences.append(one.fence)
+        scene.expire_lease(one)
+        recover.reclaim()
+    assert fences == [1, 2, 3]
+    assert scene.thread(posted).claim_count == 3
+
+
+def test_a_run_with_nothing_to_read_never_starts_and_the_next_one_stays_due() -> None:
+    empty = scene.post("withdrawn")
+    Message.objects.filter(pk__in=empty.message_ids).update(state="retracted", retract_reason="withdrawn")
+    behind = scene.post("behind", thread_id=empty.thread_id)
+    result = claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[uuid.uuid4()])
+    assert (result.claims, result.has_more) == ([], True), "so that the worker looks again"
+    run, dispatch = scene.run(empty), scene.dispatch(empty)
+    termination = {"type": "cancelled", "detail": "nothing_to_read"}
+    assert (run.status, run.termination, run.started_at) == ("done", termination, None)
+    assert (dispatch.status, dispatch.run_status, dispatch.termination) == ("cancelled", "done", termination)
+    assert (dispatch.attempt_count, dispatch.instance_id) == (0, None)
+    assert scene.thread(empty).claim_count == 0
+    assert scene.last_event(empty).kind == "RunCancelled"
+    assert scene.flag(empty) == scene.DUE
+    assert scene.taken().run_id == behind.run_id
+
+
+def test_a_claim_that_takes_nothing_rewrites_the_flag() -> None:
+    """A flag that promises what is not there is mended by whoever believed it, not left to be believed again."""
+    posted = scene.post()
+    Dispatch.objects.filter(pk=posted.dispatch_id).update(available_at=Now() + timedelta(hours=1))
+    assert scene.flag(posted) == scene.DUE
+    assert scene.take() is None
+    assert scene.flag(posted) == scene.WAKING
+
+
+def test_a_head_of_another_queue_moves_the_flag_there() -> None:
+    posted = scene.post()
+    urgent = scene.post(thread_id=posted.thread_id, priority=0, available_at=scene.database_now() + timedelta(hours=1))
+    Dispatch.objects.filter(pk=urgent.dispatch_id).update(available_at=Now() - timedelta(seconds=1), queue="slow")
+    assert scene.take() is None
+    assert scene.flag(posted) == (True, 0, "slow", "echo", False, "")
+    assert scene.taken(queue="slow").run_id == urgent.run_id
+
+
+def test_a_deleted_thread_is_not_claimed() -> None:
+    posted = scene.post()
+    Thread.objects.update(deleted_at=Now())
+    with scene.nothing_changes():
+        assert scene.take() is None
+    assert scene.dispatch(posted).status == "queued"
+
+
+def test_a_renewal_is_a_full_lease_from_now_and_touches_nothing_else() -> None:
+    one = scene.posted_and_taken()
+    scene.expire_lease(one, by=timedelta(seconds=-3))
+    before = scene.tables()
+    started = scene.database_now()
+    assert claim.renew(tokens=[one.token]) == set()
+    ended = scene.database_now()
+    lease_until = scene.dispatch(one).lease_until
+    assert lease_until is not None
+    assert started <= lease_until - timedelta(seconds=30) <= ended
+    after = scene.tables()
+    before["Dispatch"][0]["lease_until"] = lease_until
+    for row in (*before["DeadLetter"], *after["DeadLetter"]):
+        row["lease_until"] = None
+    assert after == before
+
+
+def test_an_expired_lease_that_nobody_took_back_can_be_renewed() -> None:
+    one = scene.posted_and_taken()
+    scene.expire_lease(one)
+    assert claim.renew(tokens=[one.token]) == set()
+    assert recover.reclaim() == 0

@@ -1,0 +1,147 @@
+"""prune: what is past its retention goes, in small batches; everything else stays."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models import F
+from django.db.models.functions import Now
+
+from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Run
+from mailbox_app.operations import prune, settle
+from tests import make
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+
+
+def age(rows: Any, column: str, by: timedelta) -> None:
+    rows.update(**{column: Now() - by})
+
+
+def finished() -> Any:
+    claim = scene.posted_and_taken()
+    settle.complete(claim, output="done")
+    return claim
+
+
+def test_fresh_rows_stay() -> None:
+    finished()
+    scene.posted_and_taken()
+    make.registration()
+    make.idempotency_key()
+    with scene.nothing_changes():
+        assert prune.batch() == 0
+
+
+@pytest.mark.parametrize(("by", "left"), [(DAY - MINUTE, 1), (DAY + MINUTE, 0)], ids=["kept", "pruned"])
+def test_a_finished_dispatch_is_kept_for_a_day_and_its_run_stays(by: timedelta, left: int) -> None:
+    finished()
+    age(Dispatch.objects, "completed_at", by)
+    assert prune.batch() == 1 - left
+    assert (Dispatch.objects.count(), Run.objects.done().count(), Event.objects.count()) == (left, 1, 5)
+
+
+def test_work_that_is_not_done_is_never_pruned() -> None:
+    scene.posted_and_taken()
+    scene.post()
+    Dispatch.objects.update(created_at=Now() - 900 * DAY, updated_at=Now() - 900 * DAY)
+    with scene.nothing_changes():
+        assert prune.batch() == 0
+
+
+def test_a_finished_dispatch_of_an_open_run_is_kept() -> None:
+    run = make.run(status="waiting")
+    make.dispatch(status="acked", run=run, completed_at=Now() - 3 * DAY)
+    assert prune.batch() == 0
+
+
+def bury() -> Any:
+    claim = scene.posted_and_taken()
+    settle.dead_letter(claim, code="permanent", message="no")
+    return claim
+
+
+@pytest.mark.parametrize(("by", "left"), [(30 * DAY - MINUTE, 1), (30 * DAY + MINUTE, 0)], ids=["kept", "pruned"])
+def test_a_dead_letter_nobody_dealt_with_is_kept_for_thirty_days(by: timedelta, left: int) -> None:
+    bury()
+    age(Dispatch.objects, "completed_at", by)
+    prune.batch()
+    assert Dispatch.objects.count() == left
+
+
+def test_a_dead_letter_somebody_dealt_with_is_kept_like_any_other() -> None:
+    bury()
+    Dispatch.objects.update(completed_at=Now() - DAY - MINUTE, resolution="discarded", resolved_at=Now())
+    assert prune.batch() == 1
+    assert Dispatch.objects.count() == 0
+
+
+def test_old_events_go_and_the_thread_knows_how_far() -> None:
+    claim = finished()
+    settle.complete(scene.posted_and_taken(thread_id=claim.thread_id), output="again")
+    age(Event.objects.filter(cursor__lte=5), "created_at", 30 * DAY + MINUTE)
+    assert prune.batch() == 5
+    assert list(Event.objects.order_by("cursor").values_list("cursor", flat=True)) == [6, 7, 8, 9]
+    assert (scene.thread(claim).pruned_cursor, scene.thread(claim).last_cursor) == (5, 9)
+    with scene.nothing_changes():
+        assert prune.batch() == 0
+
+
+def test_what_is_left_of_the_events_has_no_gap() -> None:
+    """Also where an older event stands behind a younger one: everything up to the last that goes, goes."""
+    claim = finished()
+    age(Event.objects.filter(cursor__in=[1, 3]), "created_at", 31 * DAY)
+    assert prune.batch() == 3
+    assert list(Event.objects.order_by("cursor").values_list("cursor", flat=True)) == [4, 5]
+    assert scene.thread(claim).pruned_cursor == 3
+
+
+def test_the_events_of_an_unresolved_dead_letter_stay_with_it() -> None:
+    claim = bury()
+    age(Event.objects, "created_at", 60 * DAY)
+    assert prune.batch() == 0
+    Dispatch.objects.update(resolution="discarded", resolved_at=Now())
+    assert prune.batch() == 4
+    assert scene.thread(claim).pruned_cursor == 4
+
+
+def test_events_are_pruned_in_small_batches_without_a_gap(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    claim = finished()
+    Event.objects.update(created_at=Now() - 40 * DAY + F("cursor") * timedelta(seconds=1))
+    left = []
+    while prune.batch():
+        left.append((Event.objects.count(), scene.thread(claim).pruned_cursor))
+    assert left == [(3, 2), (1, 4), (0, 5)]
+
+
+def test_events_of_a_deleted_thread_do_not_keep_the_others_from_going(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    deleted, alive = finished(), finished()
+    age(Event.objects.filter(thread_id=deleted.thread_id), "created_at", 50 * DAY)
+    age(Event.objects.filter(thread_id=alive.thread_id), "created_at", 40 * DAY)
+    thread = scene.thread(deleted)
+    type(thread).objects.filter(pk=thread.pk).update(deleted_at=Now())
+    for _ in range(10):
+        prune.batch()
+    assert Event.objects.filter(thread_id=alive.thread_id).count() == 0
+
+
+def test_idempotency_keys_are_kept_for_a_day_and_registrations_for_thirty() -> None:
+    for by in (DAY - MINUTE, DAY + MINUTE):
+        make.idempotency_key(created_at=Now() - by)
+    for by in (30 * DAY - MINUTE, 30 * DAY + MINUTE):
+        make.registration(seen_at=Now() - by)
+    assert prune.batch() == 2
+    assert (IdempotencyKey.objects.count(), AgentRegistration.objects.count()) == (1, 1)
+
+
+def test_a_batch_is_bounded_for_each_kind(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    for _ in range(5):
+        make.idempotency_key(created_at=Now() - 2 * DAY)
+    assert [prune.batch() for _ in range(4)] == [2, 2, 1, 0]

@@ -1,0 +1,172 @@
+"""recover: what the sweep takes back, mends and signals."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+
+from mailbox_app import channel, hints
+from mailbox_app.models import Dispatch, Thread
+from mailbox_app.operations import recover, settle
+from tests import make
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+
+def test_an_expired_lease_is_taken_back_without_costing_an_attempt() -> None:
+    claim = scene.posted_and_taken()
+    scene.expire_lease(claim)
+    before = scene.database_now()
+    assert recover.reclaim() == 1
+
+    dispatch, run, thread = scene.dispatch(claim), scene.run(claim), scene.thread(claim)
+    assert (dispatch.status, dispatch.claim_token, dispatch.claimed_by, dispatch.lease_until) == ("queued", None, "", None)
+    assert (dispatch.attempt_count, dispatch.lost_count, dispatch.instance_id) == (0, 1, None)
+    assert dispatch.last_error.startswith("the lease of worker@here:1 ran out at ")
+    assert before <= dispatch.available_at <= scene.database_now()
+    assert (run.status, run.finished_at, run.error) == ("running", None, None)
+    assert (thread.active_run_id, thread.open_run_id) == (None, run.pk)
+    assert scene.flag(claim) == scene.DUE
+    assert scene.last_event(claim).kind == "RunRescheduled"
+    payload = scene.last_event(claim).payload
+    assert (payload["reason"], payload["lost_count"]) == ("expired_lease_reclaimed", 1)
+    with scene.nothing_changes():
+        assert recover.reclaim() == 0
+
+
+def test_a_lease_is_over_strictly_after_its_end() -> None:
+    """In one statement: the clock it compares with is the clock it wrote."""
+    claim = scene.posted_and_taken()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM mailbox_dispatch WHERE id = %s AND lease_until < lease_until", [claim.dispatch_id])
+        assert cursor.fetchone() is None
+    sql = str(Dispatch.objects.expired().query)
+    assert '"lease_until" < ' in sql
+    assert '"lease_until" <= ' not in sql
+    scene.expire_lease(claim, by=timedelta(seconds=-1))
+    with scene.nothing_changes():
+        assert recover.reclaim() == 0
+
+
+def test_a_dispatch_that_costs_max_lost_workers_their_lease_is_buried() -> None:
+    claim = scene.posted_and_taken()
+    for lost in range(1, 5):
+        scene.expire_lease(claim)
+        recover.reclaim()
+        assert (scene.dispatch(claim).status, scene.dispatch(claim).lost_count) == ("queued", lost)
+        claim = scene.taken()
+        assert claim.attempt == lost + 1
+    scene.expire_lease(claim)
+    assert recover.reclaim() == 1
+    dispatch, run = scene.dispatch(claim), scene.run(claim)
+    assert (dispatch.status, dispatch.lost_count, dispatch.attempt_count) == ("dead_letter", 5, 0)
+    assert run.error is not None
+    assert (run.status, run.error["code"]) == ("done", "lost")
+    assert run.error["message"].endswith("; lost 5 times")
+    assert run.termination == {"type": "error", "detail": "lost"}
+    assert scene.last_event(claim).kind == "RunErrored"
+
+
+def test_a_lost_run_that_was_asked_to_stop_is_cancelled() -> None:
+    claim = scene.posted_and_taken()
+    scene.ask_to_cancel(claim)
+    scene.expire_lease(claim)
+    assert recover.reclaim() == 1
+    assert (scene.dispatch(claim).status, scene.run(claim).termination) == ("cancelled", {"type": "cancelled"})
+
+
+def test_a_sweep_is_bounded_and_begins_with_the_oldest(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    claims = [scene.posted_and_taken() for _ in range(3)]
+    for age, claim in zip((1, 3, 2), claims, strict=True):
+        scene.expire_lease(claim, by=timedelta(seconds=age))
+    assert recover.reclaim() == 2
+    assert [scene.dispatch(claim).status for claim in claims] == ["claimed", "queued", "queued"]
+    assert (recover.reclaim(), recover.reclaim()) == (1, 0)
+
+
+def test_the_run_behind_a_buried_one_becomes_due() -> None:
+    claim = scene.posted_and_taken()
+    behind = scene.post(thread_id=claim.thread_id)
+    Dispatch.objects.filter(pk=claim.dispatch_id).update(lost_count=4)
+    scene.expire_lease(claim)
+    recover.reclaim()
+    assert scene.taken().run_id == behind.run_id
+
+
+def test_nothing_is_repaired_where_nothing_was_forgotten() -> None:
+    scene.post("due")
+    scene.post("later", available_at=scene.database_now() + timedelta(hours=1))
+    claim = scene.posted_and_taken("claimed")
+    scene.post("behind", thread_id=claim.thread_id)
+    backing_off = scene.post("fails", priority=0)
+    settle.nack(scene.taken(), code="transient", message="later")
+    scene.post("behind", thread_id=backing_off.thread_id)
+    waiting = make.thread()
+    asked = make.run(thread=waiting, status="waiting")
+    Thread.objects.filter(pk=waiting.pk).update(open_run_id=asked.pk)
+    scene.post("behind", thread_id=waiting.pk)
+    assert Thread.objects.get(pk=waiting.pk).blocked_reason == "open_run"
+    with scene.nothing_changes():
+        assert recover.repair() == 0
+
+
+def test_a_forgotten_thread_is_found_mended_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    due = scene.post()
+    later = scene.post(available_at=scene.database_now() + timedelta(hours=1))
+    flags = scene.flag(due), scene.flag(later)
+    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, wakes_at=None)
+    assert recover.repair() == 2
+    assert (scene.flag(due), scene.flag(later)) == flags
+    assert [(r.levelname, r.getMessage().split()[0]) for r in caplog.records] == [("ERROR", "thread.flag_repaired")] * 2
+    with scene.nothing_changes():
+        assert recover.repair() == 0
+
+
+def test_a_repair_is_bounded(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    for _ in range(3):
+        scene.post()
+    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None)
+    assert (recover.repair(), recover.repair(), recover.repair()) == (2, 1, 0)
+
+
+def test_a_deleted_thread_is_not_repaired() -> None:
+    scene.post()
+    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, deleted_at=Now())
+    with scene.nothing_changes():
+        assert recover.repair() == 0
+
+
+@pytest.mark.parametrize(
+    ("due", "workers", "sent"),
+    [(0, [2], 0), (1, [4], 1), (5, [2], 2), (5, [2, 1], 3), (3, [], 1)],
+)
+def test_a_queue_with_due_work_gets_a_signal_for_each_thread_up_to_its_slots(
+    due: int, workers: list[int], sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(hints, "wake", lambda queue, even_if_flagged: woken.append(queue))
+    for slots in workers:
+        worker = make.registration(queues=["mailbox.default", "idle"], slots=slots)
+        make.registration(worker=worker.worker, agent="analyst", queues=worker.queues, slots=slots)
+    for _ in range(due):
+        scene.post()
+    assert recover.signal() == sent
+    assert woken == ["mailbox.default"] * sent
+
+
+def test_a_signal_that_nobody_got_is_sent_although_the_flag_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(hints.current_app, "send_task", lambda name, queue, **_: sent.append(queue))
+    channel.breaker.reset()
+    scene.post()
+    channel.raise_flag("mailbox.default")
+    hints.wake("mailbox.default")
+    assert sent == []
+    assert recover.signal() == 1
+    channel.lower_flag("mailbox.default")
+    assert sent == ["mailbox.default"]

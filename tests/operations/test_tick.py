@@ -1,0 +1,67 @@
+"""tick.promote: scheduled and backed-off work becomes due when its time has come, not before."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+
+from mailbox_app.models import Dispatch, Thread
+from mailbox_app.operations import settle, tick
+from tests.operations import scene
+
+pytestmark = pytest.mark.django_db
+
+
+def hours(number: float) -> Any:
+    return scene.database_now() + timedelta(hours=number)
+
+
+def test_work_for_later_is_left_alone() -> None:
+    scene.post(available_at=hours(1))
+    with scene.nothing_changes():
+        assert tick.promote() == 0
+
+
+def test_work_whose_time_has_come_becomes_due_once() -> None:
+    posted = scene.post(available_at=hours(1))
+    Dispatch.objects.update(available_at=Now() - timedelta(seconds=1))
+    Thread.objects.update(wakes_at=Now() - timedelta(seconds=1))
+    assert tick.promote() == 1
+    assert scene.flag(posted) == scene.DUE
+    with scene.nothing_changes():
+        assert tick.promote() == 0
+
+
+def test_a_thread_that_wakes_too_early_is_put_back_to_sleep() -> None:
+    posted = scene.post(available_at=hours(1))
+    Thread.objects.update(wakes_at=Now() - timedelta(seconds=1))
+    assert tick.promote() == 1
+    assert scene.flag(posted) == scene.WAKING
+    assert scene.thread(posted).wakes_at == scene.dispatch(posted).available_at
+
+
+def test_the_soonest_of_a_thread_s_scheduled_runs_wakes_it() -> None:
+    later = scene.post(available_at=hours(3), priority=0)
+    sooner = scene.post(available_at=hours(2), thread_id=later.thread_id)
+    assert scene.thread(later).wakes_at == scene.dispatch(sooner).available_at
+
+
+def test_a_pass_is_bounded_and_takes_the_soonest_first(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    posted = [scene.post(available_at=hours(1)) for _ in range(3)]
+    Dispatch.objects.update(available_at=Now() - timedelta(minutes=9))
+    for age, one in zip((1, 3, 2), posted, strict=True):
+        Thread.objects.filter(pk=one.thread_id).update(wakes_at=Now() - timedelta(minutes=age))
+    assert tick.promote() == 2
+    assert [scene.flag(one) == scene.DUE for one in posted] == [False, True, True]
+    assert (tick.promote(), tick.promote()) == (1, 0)
+
+
+def test_a_backoff_that_is_over_is_promoted() -> None:
+    claim = scene.posted_and_taken()
+    settle.nack(claim, code="transient", message="later", retry_after=60)
+    assert tick.promote() == 0
+    scene.make_available(claim)
+    assert tick.promote() == 1
+    assert scene.taken().attempt == 2
