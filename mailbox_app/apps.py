@@ -1,6 +1,7 @@
 """Django's entry: registers the system checks and imports every installed app's `agents.py`."""
 
 from django.apps import AppConfig
+from django.core.exceptions import ImproperlyConfigured
 
 
 class MailboxConfig(AppConfig):
@@ -13,5 +14,8 @@ class MailboxConfig(AppConfig):
         from mailbox_app import checks
         from mailbox_app.execution import registry
 
-        assert checks.CHECKS  # imported for its registrations
+        # Workers and web servers run no system checks, or ignore what they find; this one no process may ignore.
+        for finding in checks.check_settings():
+            if finding.is_serious():
+                raise ImproperlyConfigured(f"{finding.id}: {finding.msg} {finding.hint}")
         registry.autodiscover()

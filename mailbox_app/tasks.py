@@ -43,7 +43,7 @@ def execute(self: "Task[..., Any]", /, **_: Any) -> int:
         if not taken.has_more and not taken.claims:
             return ran
         if time.monotonic() >= stop_at:
-            if taken.has_more or Thread.objects.due(queue).exists():
+            if taken.has_more or Thread.objects.due(queue).first() is not None:
                 hints.wake(queue)
             return ran
         if not taken.claims:
@@ -95,7 +95,11 @@ def _announce(sender: Any = None, **_: Any) -> None:
     """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
-        registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
+        try:
+            registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
+        finally:
+            # A pool child forked later must not inherit an open connection.
+            connection.close()
 
 
 def _is_pool_child() -> bool:

@@ -18,10 +18,11 @@ SCOPE = "default"
 
 
 def main(state_dir: Path) -> None:
-    """Apply migrations, then make user and token where they are missing and leave their secrets in private files."""
+    """Check the project, migrate, make user and token where they are missing; their secrets go to private files."""
     django.setup()
     from django.core.management import call_command
 
+    call_command("check")
     call_command("migrate", interactive=False)
     user = _demo_user(state_dir / "demo-password")
     _demo_token(state_dir / "demo-token", user)
@@ -32,17 +33,12 @@ def _demo_user(password_file: Path) -> Any:
 
     model: Any = get_user_model()
     user = model._default_manager.filter(**{model.USERNAME_FIELD: DEMO}).first()
-    password = read(password_file)
+    # One that is there keeps its password: on a team's own server it may be somebody's.
     if user is None:
         password = secrets.token_urlsafe(12)
         write_private(password_file, password + "\n")
         others = dict.fromkeys(model.REQUIRED_FIELDS, f"{DEMO}@localhost")
         return model._default_manager.create_superuser(**{model.USERNAME_FIELD: DEMO}, password=password, **others)
-    if not password or not user.check_password(password):
-        password = secrets.token_urlsafe(12)
-        write_private(password_file, password + "\n")
-        user.set_password(password)
-        user.save()
     return user
 
 

@@ -48,8 +48,13 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
         return self.filter(deleted_at=None)
 
     def due(self, queue: str) -> "ThreadQuerySet":
-        """Threads whose head can be claimed now."""
-        return self.filter(due_at__isnull=False, due_queue=queue)
+        """Threads whose head can be claimed now.
+
+        In the order of their index: the first of them without any could be looked for in the whole table.
+        """
+        return self.filter(due_at__isnull=False, due_queue=queue).order_by(
+            "due_queue", "due_agent", "due_priority", "due_at", "id"
+        )
 
     def still_due(self) -> "ThreadQuerySet":
         """Those whose head can be claimed now, in the order in which they should be."""

@@ -26,10 +26,15 @@ def _dispatches() -> int:
 
 
 def _events() -> int:
-    """Old events, but not of threads with an unresolved dead letter; the thread remembers how far it lost them."""
+    """Old events; a thread remembers how far it lost them.
+
+    Not those of a thread with an unresolved dead letter, nor of a deleted thread: they go with it.
+    """
     kept = Dispatch.objects.dead_letters().filter(thread_id=OuterRef("thread_id"))
     old = Event.objects.filter(created_at__lt=_ago(conf.event_retention_seconds)).exclude(Exists(kept))
-    found = list(old.order_by("created_at", "id").values_list("pk", flat=True)[: conf.batch_size])
+    found = list(
+        old.filter(thread__deleted_at=None).order_by("created_at", "id").values_list("pk", flat=True)[: conf.batch_size]
+    )
     pruned = 0
     for row in Event.objects.filter(pk__in=found).values("thread_id").annotate(last=Max("cursor")):
         with Thread.objects.filter(pk=row["thread_id"]).order_by("id").fence_free(limit=1) as threads:

@@ -82,5 +82,8 @@ def test_analyst_buries_a_crooked_table_with_a_clear_message(table: str, message
 
 def test_analyst_buries_a_cell_that_is_longer_than_csv_reads(keeper: LeaseKeeper) -> None:
     claim = ask("analyst", "a,b\n" + "x" * 200_000 + ",1\n", keeper)
-    error = {"code": "permanent", "message": "Permanent: the table cannot be read: field larger than field limit (131072)"}
+    error = {
+        "code": "permanent",
+        "message": "Permanent: the table cannot be read: field larger than field limit (131072)",
+    }
     assert scene.run(claim).error == error

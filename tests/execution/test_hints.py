@@ -148,9 +148,7 @@ def test_the_breaker_closes_again_and_signals_go_out(queue: str, own_redis: Redi
     assert waiting(queue) == 1
 
 
-def test_a_restarted_broker_is_found_again_by_the_open_connections(
-    queue: str, own_redis: Redis, settings: Any
-) -> None:
+def test_a_restarted_broker_is_found_again_by_the_open_connections(queue: str, own_redis: Redis, settings: Any) -> None:
     broker(settings, own_redis.url, broker_retry_seconds=0.0)
     hints.wake(queue)
     own_redis.stop()

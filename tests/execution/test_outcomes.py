@@ -103,7 +103,10 @@ def test_a_state_that_cannot_be_stored_is_buried_at_once(perform: Perform) -> No
         ctx.state["when"] = object()
 
     claim = perform(agent)
-    assert scene.run(claim).error == {"code": "invalid_output", "message": "state.when is a object, which JSON cannot hold"}
+    assert scene.run(claim).error == {
+        "code": "invalid_output",
+        "message": "state.when is a object, which JSON cannot hold",
+    }
 
 
 def test_a_mapping_of_any_kind_is_an_object(perform: Perform) -> None:

@@ -179,7 +179,9 @@ def test_each_use_of_a_name_has_a_record_of_its_own(register: Register, keeper: 
     again()
     assert scene.run(claim).final_output == [0, 1, 2, 3]
     rows = JournalEntry.objects.order_by("id").values_list("verb", "name", "key", "n", "result")
-    assert list(rows) == [("step", "draw", key, n, r) for key, n, r in (("", 1, 0), ("", 2, 1), ("", 3, 2), ("extra", 1, 3))]
+    assert list(rows) == [
+        ("step", "draw", key, n, r) for key, n, r in (("", 1, 0), ("", 2, 1), ("", 3, 2), ("extra", 1, 3))
+    ]
 
 
 def test_a_step_an_agent_tried_twice_is_not_tried_again_by_its_replay(

@@ -42,7 +42,11 @@ def test_a_signal_runs_all_that_is_due(queue: str) -> None:
     scene.post("two", thread_id=first.thread_id)
     scene.post("three")
     assert answer() == 3
-    assert set(Run.objects.values_list("status", "final_output")) == {("done", "one"), ("done", "two"), ("done", "three")}
+    assert set(Run.objects.values_list("status", "final_output")) == {
+        ("done", "one"),
+        ("done", "two"),
+        ("done", "three"),
+    }
 
 
 def test_a_signal_with_nothing_due_does_nothing(queue: str) -> None:

@@ -16,6 +16,8 @@ from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
 
+OnThread = Claim | Receipt | Run | Dispatch
+
 SCOPE = "acme"
 QUEUE = "mailbox.default"
 WORKER = "worker@here:1"
@@ -23,7 +25,7 @@ WORKER = "worker@here:1"
 
 def tables() -> dict[str, list[dict[str, Any]]]:
     """Every row of every table of the app, by model, in key order."""
-    models = apps.get_app_config("mailbox").get_models()
+    models = [model for model in apps.get_app_config("mailbox").get_models() if not model._meta.proxy]
     return {model.__name__: list(model._default_manager.order_by("pk").values()) for model in models}
 
 
@@ -75,7 +77,7 @@ def make_available(of: Claim) -> None:
     Thread.objects.filter(pk=of.thread_id, wakes_at__isnull=False).update(wakes_at=Now() - timedelta(milliseconds=1))
 
 
-def thread(of: Claim | Receipt) -> Thread:
+def thread(of: OnThread) -> Thread:
     return Thread.objects.get(pk=of.thread_id)
 
 
@@ -87,13 +89,13 @@ def dispatch(of: Claim | Receipt) -> Dispatch:
     return Dispatch.objects.get(pk=of.dispatch_id)
 
 
-def log(of: Claim | Receipt) -> list[tuple[int, str, Any]]:
+def log(of: OnThread) -> list[tuple[int, str, Any]]:
     """The committed messages of the thread: (seq, role, content)."""
     rows = Message.objects.filter(thread_id=of.thread_id).committed().in_order()
     return list(rows.values_list("seq", "role", "content"))
 
 
-def kinds(of: Claim | Receipt) -> list[str]:
+def kinds(of: OnThread) -> list[str]:
     """The thread's events in order; their cursors must have no gap."""
     events = Event.objects.filter(thread_id=of.thread_id).order_by("cursor")
     assert [event.cursor for event in events] == list(range(1, len(events) + 1))

@@ -41,9 +41,7 @@ def test_an_event_with_a_key_is_recorded_once_in_its_thread() -> None:
 
     def emit(n: int, key: str | None, payload: object) -> int:
         entry = scene.entry("Priced", verb="emit", n=n)
-        return int(
-            checkpoint.emit_event(claim, entry, "Priced", payload, key=key, visibility="public")["cursor"]
-        )
+        return int(checkpoint.emit_event(claim, entry, "Priced", payload, key=key, visibility="public")["cursor"])
 
     assert [emit(1, "price", 1), emit(2, "price", 2), emit(3, None, 3), emit(4, None, 3)] == [4, 4, 5, 6]
     rows = Event.objects.filter(kind="Priced").order_by("cursor").values_list("cursor", "key", "payload")

@@ -35,7 +35,14 @@ def test_a_claim_writes_its_fields_and_starts_the_run() -> None:
     assert (thread.claim_count, thread.last_seq) == (1, 1)
     assert scene.flag(posted) == scene.IDLE
     assert (one.token, one.run_id, one.dispatch_id, one.thread_id) == (token, run.pk, dispatch.pk, thread.pk)
-    assert (one.scope, one.agent, one.queue, one.turn, one.attempt, one.fence) == ("acme", "echo", dispatch.queue, 1, 1, 1)
+    assert (one.scope, one.agent, one.queue, one.turn, one.attempt, one.fence) == (
+        "acme",
+        "echo",
+        dispatch.queue,
+        1,
+        1,
+        1,
+    )
     assert ([m.content for m in one.messages], one.first_seq) == (["hello"], 1)
     assert (one.state, one.options, one.metadata) == ({}, {"a": 1}, {"b": 2})
     event = scene.last_event(posted)

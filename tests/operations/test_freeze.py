@@ -6,14 +6,14 @@ import pytest
 
 from mailbox_app.models import Message
 from mailbox_app.operations import settle
-from tests import make
+from tests import given
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 
 
 def add(posted: Any, content: str, *, position: int, **fields: Any) -> Message:
-    return make.message(thread=scene.thread(posted), content=content, position=position, **fields)
+    return given.message(thread=scene.thread(posted), content=content, position=position, **fields)
 
 
 def read(claim: Any) -> list[tuple[int | None, Any]]:

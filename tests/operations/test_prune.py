@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Run
 from mailbox_app.operations import prune, settle
-from tests import make
+from tests import given
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -31,8 +31,8 @@ def finished() -> Any:
 def test_fresh_rows_stay() -> None:
     finished()
     scene.posted_and_taken()
-    make.registration()
-    make.idempotency_key()
+    given.registration()
+    given.idempotency_key()
     with scene.nothing_changes():
         assert prune.batch() == 0
 
@@ -54,8 +54,8 @@ def test_work_that_is_not_done_is_never_pruned() -> None:
 
 
 def test_a_finished_dispatch_of_an_open_run_is_kept() -> None:
-    run = make.run(status="waiting")
-    make.dispatch(status="acked", run=run, completed_at=Now() - 3 * DAY)
+    run = given.run(status="waiting")
+    given.dispatch(status="acked", run=run, completed_at=Now() - 3 * DAY)
     assert prune.batch() == 0
 
 
@@ -133,9 +133,9 @@ def test_events_of_a_deleted_thread_do_not_keep_the_others_from_going(settings: 
 
 def test_idempotency_keys_are_kept_for_a_day_and_registrations_for_thirty() -> None:
     for by in (DAY - MINUTE, DAY + MINUTE):
-        make.idempotency_key(created_at=Now() - by)
+        given.idempotency_key(created_at=Now() - by)
     for by in (30 * DAY - MINUTE, 30 * DAY + MINUTE):
-        make.registration(seen_at=Now() - by)
+        given.registration(seen_at=Now() - by)
     assert prune.batch() == 2
     assert (IdempotencyKey.objects.count(), AgentRegistration.objects.count()) == (1, 1)
 
@@ -143,5 +143,5 @@ def test_idempotency_keys_are_kept_for_a_day_and_registrations_for_thirty() -> N
 def test_a_batch_is_bounded_for_each_kind(settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
     for _ in range(5):
-        make.idempotency_key(created_at=Now() - 2 * DAY)
+        given.idempotency_key(created_at=Now() - 2 * DAY)
     assert [prune.batch() for _ in range(4)] == [2, 2, 1, 0]

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from mailbox_app import channel, hints
 from mailbox_app.models import Dispatch, Thread
 from mailbox_app.operations import recover, settle
-from tests import make
+from tests import given
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -23,7 +23,12 @@ def test_an_expired_lease_is_taken_back_without_costing_an_attempt() -> None:
     assert recover.reclaim() == 1
 
     dispatch, run, thread = scene.dispatch(claim), scene.run(claim), scene.thread(claim)
-    assert (dispatch.status, dispatch.claim_token, dispatch.claimed_by, dispatch.lease_until) == ("queued", None, "", None)
+    assert (dispatch.status, dispatch.claim_token, dispatch.claimed_by, dispatch.lease_until) == (
+        "queued",
+        None,
+        "",
+        None,
+    )
     assert (dispatch.attempt_count, dispatch.lost_count, dispatch.instance_id) == (0, 1, None)
     assert dispatch.last_error.startswith("the lease of worker@here:1 ran out at ")
     assert before <= dispatch.available_at <= scene.database_now()
@@ -41,7 +46,9 @@ def test_a_lease_is_over_strictly_after_its_end() -> None:
     """In one statement: the clock it compares with is the clock it wrote."""
     claim = scene.posted_and_taken()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM mailbox_dispatch WHERE id = %s AND lease_until < lease_until", [claim.dispatch_id])
+        cursor.execute(
+            "SELECT 1 FROM mailbox_dispatch WHERE id = %s AND lease_until < lease_until", [claim.dispatch_id]
+        )
         assert cursor.fetchone() is None
     sql = str(Dispatch.objects.expired().query)
     assert '"lease_until" < ' in sql
@@ -105,8 +112,8 @@ def test_nothing_is_repaired_where_nothing_was_forgotten() -> None:
     backing_off = scene.post("fails", priority=0)
     settle.nack(scene.taken(), code="transient", message="later")
     scene.post("behind", thread_id=backing_off.thread_id)
-    waiting = make.thread()
-    asked = make.run(thread=waiting, status="waiting")
+    waiting = given.thread()
+    asked = given.run(thread=waiting, status="waiting")
     Thread.objects.filter(pk=waiting.pk).update(open_run_id=asked.pk)
     scene.post("behind", thread_id=waiting.pk)
     assert Thread.objects.get(pk=waiting.pk).blocked_reason == "open_run"
@@ -151,8 +158,8 @@ def test_a_queue_with_due_work_gets_a_signal_for_each_thread_up_to_its_slots(
     woken: list[str] = []
     monkeypatch.setattr(hints, "wake", lambda queue, even_if_flagged: woken.append(queue))
     for slots in workers:
-        worker = make.registration(queues=["mailbox.default", "idle"], slots=slots)
-        make.registration(worker=worker.worker, agent="analyst", queues=worker.queues, slots=slots)
+        worker = given.registration(queues=["mailbox.default", "idle"], slots=slots)
+        given.registration(worker=worker.worker, agent="analyst", queues=worker.queues, slots=slots)
     for _ in range(due):
         scene.post()
     assert recover.signal() == sent

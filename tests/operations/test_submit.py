@@ -19,7 +19,7 @@ from mailbox_app.errors import (
 )
 from mailbox_app.models import Message, Run, Thread
 from mailbox_app.operations import settle, submit
-from tests import make
+from tests import given
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -108,21 +108,21 @@ def test_an_agent_s_own_wishes_apply_unless_the_caller_has_others() -> None:
 
 
 def test_an_agent_that_only_workers_have_is_known_by_its_registration() -> None:
-    make.registration(agent="remote", options={"queue": "gpu", "max_attempts": 2})
+    given.registration(agent="remote", options={"queue": "gpu", "max_attempts": 2})
     dispatch = scene.dispatch(scene.post(agent="remote"))
     assert (dispatch.queue, dispatch.max_attempts, dispatch.priority) == ("gpu", 2, 128)
 
 
 def test_the_latest_registration_says_what_an_agent_wishes() -> None:
-    make.registration(agent="remote", options={"queue": "new"})
-    make.registration(agent="remote", options={"queue": "old"}, seen_at=scene.database_now() - timedelta(hours=1))
+    given.registration(agent="remote", options={"queue": "new"})
+    given.registration(agent="remote", options={"queue": "old"}, seen_at=scene.database_now() - timedelta(hours=1))
     assert scene.dispatch(scene.post(agent="remote")).queue == "new"
 
 
 def test_an_agent_is_remembered_for_seven_days_after_its_last_worker() -> None:
     remembered = scene.database_now() - timedelta(days=7) + timedelta(minutes=1)
-    make.registration(agent="late", seen_at=remembered)
-    make.registration(agent="gone", seen_at=remembered - timedelta(minutes=2))
+    given.registration(agent="late", seen_at=remembered)
+    given.registration(agent="gone", seen_at=remembered - timedelta(minutes=2))
     assert scene.run(scene.post(agent="late")).agent == "late"
     with scene.nothing_changes(), pytest.raises(UnknownAgent, match="'gone'"):
         scene.post(agent="gone")
@@ -166,9 +166,9 @@ def test_a_time_in_the_past_means_now_and_goes_before_nobody(age: timedelta) -> 
 
 def test_a_dedupe_key_names_its_holder_and_is_free_when_that_is_done() -> None:
     holder = scene.post(dedupe_key="invoice-1")
-    for given in ({}, {"thread_id": holder.thread_id}):
+    for thread_id in (None, holder.thread_id):
         with scene.nothing_changes(), pytest.raises(DuplicateKey) as refused:
-            scene.post(dedupe_key="invoice-1", **given)
+            scene.post(dedupe_key="invoice-1", thread_id=thread_id)
         assert refused.value.facts == {"dedupe_key": "invoice-1", "run_id": holder.run_id}
     scene.post(dedupe_key="invoice-1", scope="globex")
     claim = next(one for one in iter(scene.take, None) if one.run_id == holder.run_id)

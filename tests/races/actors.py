@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,31 @@ def start(function: Callable[..., Any], *args: Any) -> "Future[Any]":
     return future
 
 
-def together(*functions: Callable[[], Any]) -> list[Any]:
-    """Call all of them at the same moment, each in a thread of its own; their results, or their first error."""
-    barrier = threading.Barrier(len(functions))
+Together = Callable[..., list[Any]]
+
+
+@contextmanager
+def crew(size: int) -> Iterator[Together]:
+    """`together(f, g, …)` calls `size` functions at the same moment and returns their results, or their first error.
+
+    Each has a thread of its own that keeps its connection from one call to the next.
+    """
+    barrier = threading.Barrier(size)
 
     def after_barrier(function: Callable[[], Any]) -> Any:
         connection.ensure_connection()
         barrier.wait(timeout=30)
         return function()
 
-    return [future.result(timeout=60) for future in [start(after_barrier, function) for function in functions]]
+    with ThreadPoolExecutor(size) as pool:
+
+        def together(*functions: Callable[[], Any]) -> list[Any]:
+            return [future.result(timeout=60) for future in [pool.submit(after_barrier, one) for one in functions]]
+
+        try:
+            yield together
+        finally:
+            together(*[connections.close_all] * size)
 
 
 def until(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:

@@ -1,5 +1,7 @@
 """Claim meets claim, submit and a scheduled head: one winner, no lost wake-up."""
 
+import threading
+import time
 import uuid
 from datetime import timedelta
 
@@ -10,22 +12,39 @@ from django.db.models.functions import Now
 from mailbox_app.models import Dispatch, Run, Thread
 from mailbox_app.operations import claim, recover, settle, tick
 from tests.operations import scene
-from tests.races.actors import start, together
+from tests.races.actors import crew, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+class Countdown:
+    """How many runs are left to be done, for several threads."""
+
+    def __init__(self, number: int) -> None:
+        self._lock, self._left = threading.Lock(), number
+        self._stop_at = time.monotonic() + 60
+
+    def one_less(self) -> None:
+        with self._lock:
+            self._left -= 1
+
+    def __bool__(self) -> bool:
+        assert time.monotonic() < self._stop_at, f"{self._left} runs were never found: a wake-up was lost"
+        return self._left > 0
+
+
 def test_of_n_claimers_of_one_run_exactly_one_wins() -> None:
-    for _ in range(15):
-        posted = scene.post()
-        found = [one for one in together(*[scene.take] * 6) if one is not None]
-        assert [one.dispatch_id for one in found] == [posted.dispatch_id]
-        assert scene.dispatch(posted).claim_token == found[0].token
-        settle.complete(found[0])
+    with crew(6) as together:
+        for _ in range(10):
+            posted = scene.post()
+            found = [one for one in together(*[scene.take] * 6) if one is not None]
+            assert [one.dispatch_id for one in found] == [posted.dispatch_id]
+            assert scene.dispatch(posted).claim_token == found[0].token
+            settle.complete(found[0])
 
 
 def test_claimers_of_many_threads_share_them_without_doubles() -> None:
-    posted = {scene.post().run_id for _ in range(24)}
+    posted = {scene.post().run_id for _ in range(16)}
 
     def drain() -> list[uuid.UUID]:
         mine = []
@@ -33,7 +52,8 @@ def test_claimers_of_many_threads_share_them_without_doubles() -> None:
             mine.append(one.run_id)
         return mine
 
-    runs = [run for mine in together(drain, drain, drain, drain) for run in mine]
+    with crew(4) as together:
+        runs = [run for mine in together(*[drain] * 4) for run in mine]
     left = [one.run_id for one in iter(scene.take, None)]
     assert sorted(runs + left) == sorted(posted)
 
@@ -49,7 +69,8 @@ def test_a_batch_takes_one_run_a_thread_and_splits_the_threads_with_another_batc
         )
         return [one.thread_id for one in taken.claims]
 
-    first, second = together(batch, batch)
+    with crew(2) as together:
+        first, second = together(batch, batch)
     assert len(set(first + second)) == len(first + second)
     assert set(first + second) | set(batch()) == set(threads)
     assert Dispatch.objects.claimed().count() == 8
@@ -67,18 +88,21 @@ def test_a_claim_passes_over_a_thread_somebody_holds_and_says_that_there_is_more
 
 def test_no_submit_that_meets_a_claim_or_a_completion_is_forgotten() -> None:
     """Hammered: a run posted at any point of another's claim and settle is found without a sweep."""
-    thread_id, rounds = scene.post().thread_id, 50
+    thread_id, rounds = scene.post().thread_id, 60
+    left = Countdown(2 * rounds + 1)
 
     def post() -> None:
         for _ in range(rounds):
             scene.post(thread_id=thread_id)
 
     def work() -> None:
-        while Run.objects.done().count() <= 2 * rounds:
+        while left:
             if one := scene.take():
                 settle.complete(one)
+                left.one_less()
 
-    together(post, post, work, work)
+    with crew(4) as together:
+        together(post, post, work, work)
     assert Run.objects.not_done().count() == 0
     assert recover.repair() == 0
     assert scene.thread(Dispatch.objects.all()[0]).claim_count == 2 * rounds + 1
@@ -91,28 +115,30 @@ def test_no_submit_that_meets_a_failure_or_the_tick_is_forgotten() -> None:
         for _ in range(rounds):
             scene.post(thread_id=thread_id)
 
+    left = Countdown(rounds + 1)
+
     def work() -> None:
-        while Run.objects.done().count() <= rounds:
+        while left:
             if one := scene.take():
                 if one.attempt == 1:
                     settle.nack(one, code="transient", message="again", retry_after=0.002)
                 else:
                     settle.complete(one)
+                    left.one_less()
 
     def promote() -> None:
-        while Run.objects.done().count() <= rounds:
+        while left:
             tick.promote()
 
-    together(post, work, work, promote)
+    with crew(4) as together:
+        together(post, work, work, promote)
     assert Run.objects.not_done().count() == 0
     assert recover.repair() == 0
 
 
 def test_a_scheduled_head_that_comes_due_after_the_flag_was_written_goes_first() -> None:
     plain = scene.post()
-    urgent = scene.post(
-        thread_id=plain.thread_id, priority=0, available_at=scene.database_now() + timedelta(minutes=5)
-    )
+    urgent = scene.post(thread_id=plain.thread_id, priority=0, available_at=scene.database_now() + timedelta(minutes=5))
     Dispatch.objects.filter(pk=urgent.dispatch_id).update(available_at=Now() - timedelta(seconds=1))
     assert scene.thread(plain).due_priority == 128
     assert scene.taken().run_id == urgent.run_id
@@ -124,7 +150,7 @@ def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten() -> No
 
     def wait_between(execute, sql, params, many, context):  # type: ignore[no-untyped-def]
         result = execute(sql, params, many, context)
-        if "mailbox_dispatch" in sql and "available_at\" <= " in sql:
+        if "mailbox_dispatch" in sql and 'available_at" <= ' in sql:
             with connection.connection.cursor() as cursor:
                 cursor.execute("SELECT pg_sleep(extract(epoch FROM %s - clock_timestamp()) + 0.01)", [at])
         return result

@@ -10,45 +10,45 @@ from django.db import connection, transaction
 from mailbox_app.errors import LeaseLost
 from mailbox_app.models import Dispatch, Thread
 from mailbox_app.operations import claim, recover, settle
+from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
-from tests.races.actors import Process, await_waiting, processes, start, together
+from tests.races.actors import Process, await_waiting, crew, processes, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_settle_against_reclaim_has_one_winner() -> None:
-    winners = set()
-    for _ in range(40):
-        one = scene.posted_and_taken()
-        scene.expire_lease(one)
+    with crew(2) as together:
+        for _ in range(15):
+            one = scene.posted_and_taken()
+            scene.expire_lease(one)
 
-        def finish(one: claim.Claim = one) -> str:
-            try:
-                settle.complete(one, output="done")
-            except LeaseLost:
-                return "swept"
-            return "done"
+            def finish(one: Claim = one) -> str:
+                try:
+                    settle.complete(one, output="done")
+                except LeaseLost:
+                    return "swept"
+                return "done"
 
-        verdict, reclaimed = together(finish, recover.reclaim)
-        dispatch = scene.dispatch(one)
-        if verdict == "done":
-            assert (dispatch.status, dispatch.lost_count, reclaimed) == ("acked", 0, 0)
-            assert scene.kinds(one)[-1] == "RunFinished"
-        else:
-            assert (dispatch.status, dispatch.lost_count, reclaimed) == ("queued", 1, 1)
-            assert scene.kinds(one)[-1] == "RunRescheduled"
-            settle.complete(scene.taken())
-        winners.add(verdict)
-    assert winners <= {"done", "swept"}
+            verdict, reclaimed = together(finish, recover.reclaim)
+            dispatch = scene.dispatch(one)
+            if verdict == "done":
+                assert (dispatch.status, dispatch.lost_count, reclaimed) == ("acked", 0, 0)
+                assert scene.kinds(one)[-1] == "RunFinished"
+            else:
+                assert (dispatch.status, dispatch.lost_count, reclaimed) == ("queued", 1, 1)
+                assert scene.kinds(one)[-1] == "RunRescheduled"
+                settle.complete(scene.taken())
 
 
 def test_concurrent_sweeps_take_a_lease_back_once() -> None:
-    for _ in range(15):
-        one = scene.posted_and_taken()
-        scene.expire_lease(one)
-        assert sum(together(recover.reclaim, recover.reclaim, recover.reclaim)) == 1
-        assert (scene.dispatch(one).lost_count, scene.kinds(one).count("RunRescheduled")) == (1, 1)
-        settle.complete(scene.taken())
+    with crew(3) as together:
+        for _ in range(8):
+            one = scene.posted_and_taken()
+            scene.expire_lease(one)
+            assert sum(together(*[recover.reclaim] * 3)) == 1
+            assert (scene.dispatch(one).lost_count, scene.kinds(one).count("RunRescheduled")) == (1, 1)
+            settle.complete(scene.taken())
 
 
 def test_a_renewal_that_came_first_saves_its_claim_from_the_sweep() -> None:
@@ -76,7 +76,7 @@ def test_a_row_somebody_holds_is_neither_renewed_nor_lost() -> None:
 
 
 def test_renewals_and_settles_of_the_same_rows_never_deadlock() -> None:
-    claims = [scene.posted_and_taken() for _ in range(40)]
+    claims = [scene.posted_and_taken() for _ in range(24)]
     tokens = [one.token for one in claims]
 
     def renew() -> None:
@@ -90,7 +90,8 @@ def test_renewals_and_settles_of_the_same_rows_never_deadlock() -> None:
                 for one in four:
                     settle.complete(one)
 
-    together(renew, renew, finish)
+    with crew(3) as together:
+        together(renew, renew, finish)
     assert set(Dispatch.objects.values_list("status", flat=True)) == {"acked"}
 
 

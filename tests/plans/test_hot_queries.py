@@ -1,0 +1,185 @@
+"""EXPLAIN of the hot queries over 5,000 threads: each names its partial index and scans no table."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread
+from mailbox_app.operations import claim
+
+# A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
+FILL = """
+    INSERT INTO mailbox_thread (id, scope, title, metadata, epoch, last_seq, last_cursor, pruned_cursor, next_order,
+        claim_count, pending_revision, due_at, due_priority, due_queue, due_agent, wakes_at, blocked_reason)
+    SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'acme', '', '{}', 0, 0, 3, 0, 2, 0, 1,
+        CASE WHEN n % 5 = 0 THEN now() END, CASE WHEN n % 5 = 0 THEN 128 END,
+        CASE WHEN n % 5 = 0 THEN 'mailbox.default' END, CASE WHEN n % 5 = 0 THEN 'agent-' || n % 3 END,
+        CASE WHEN n % 5 = 1 THEN now() + n * interval '1 minute' END, ''
+    FROM generate_series(1, 5000) AS n;
+
+    INSERT INTO mailbox_run (id, scope, thread_id, agent, code_version, config_version, status, turn, "order", input,
+        output, activation, state, steps, input_tokens, output_tokens, started_at, finished_at)
+    SELECT id, 'acme', id, 'echo', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'done' ELSE 'created' END,
+        1, 1, '{}', '{}', '{}', '{}', 0, 0, 0, now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
+    FROM mailbox_thread;
+
+    INSERT INTO mailbox_dispatch (id, thread_id, run_id, agent, queue, priority, "order", epoch, status, available_at,
+        attempt_count, lost_count, max_attempts, last_error, claimed_by, resolution, completed_at)
+    SELECT id, id, id, coalesce(due_agent, 'echo'), 'mailbox.default', 128, 1, 0,
+        CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'acked' ELSE 'queued' END, coalesce(wakes_at, now()),
+        0, 0, 5, '', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
+    FROM mailbox_thread;
+
+    INSERT INTO mailbox_event (thread_id, cursor, run_id, kind, payload, visibility, schema_version, correlation_id)
+    SELECT id, cursor, id, 'RunQueued', '{}', 'public', 1, '' FROM mailbox_thread, generate_series(1, 3) AS cursor;
+
+    INSERT INTO mailbox_message (id, scope, thread_id, run_id, state, seq, position, revision, held, retract_reason,
+        read_turn, read_at, visibility, role, content, metadata, sender, boundary, granularity, barrier, fallback)
+    SELECT id, 'acme', id, id, CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'committed' ELSE 'pending' END,
+        CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 1 END, 1, 1, false, '', 1, '', 'public', 'user', '"hello"',
+        '{}', '', 'new_run', 'batch', false, ''
+    FROM mailbox_thread;
+
+    INSERT INTO mailbox_journalentry (run_id, turn, verb, name, key, n, arguments_hash)
+    SELECT id, 1, 'step', 'look-up', '', n, '' FROM mailbox_thread, generate_series(1, 2) AS n;
+"""
+
+
+@pytest.fixture(scope="module")
+def _filled(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
+    """5,000 threads, seen by all tests of this file and by none after them."""
+    with django_db_blocker.unblock():
+        with connection.cursor() as cursor:
+            cursor.execute(FILL)
+            cursor.execute("ANALYZE")
+        yield
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE mailbox_thread CASCADE")
+            cursor.execute("ANALYZE")
+
+
+pytestmark = [pytest.mark.usefixtures("_filled"), pytest.mark.django_db]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def explain(sql: str, params: Any) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", params)
+        found = cursor.fetchone()[0]
+    return list(nodes((json.loads(found) if isinstance(found, str) else found)[0]["Plan"]))
+
+
+def assert_uses(index: str, rows: QuerySet[Any] | tuple[str, Any], *, sorts: bool = False) -> None:
+    sql, params = rows if isinstance(rows, tuple) else rows.query.sql_with_params()
+    plan = explain(sql, params)
+    assert index in {node.get("Index Name") for node in plan}, plan
+    assert "Seq Scan" not in {node["Node Type"] for node in plan}, plan
+    if not sorts:
+        assert not {"Sort", "Incremental Sort"} & {node["Node Type"] for node in plan}, plan
+
+
+def a_thread() -> Thread:
+    return Thread.objects.filter(due_at__isnull=False)[0]
+
+
+def test_a_claim_looks_for_candidates_in_one_index_range_an_agent() -> None:
+    params = {"agents": ["agent-0", "agent-1", "none"], "queue": "mailbox.default", "limit": 8}
+    # The sort is over at most `limit` rows an agent, not over the backlog.
+    assert_uses("thread_due", (claim._CANDIDATES, params), sorts=True)
+    plan = explain(claim._CANDIDATES, params)
+    (scan,) = (node for node in plan if node.get("Index Name") == "thread_due")
+    assert scan["Node Type"] in ("Index Scan", "Index Only Scan")
+    assert "due_queue" in scan["Index Cond"]
+    assert "due_agent" in scan["Index Cond"]
+    kinds = [node["Node Type"] for node in plan]
+    inner = kinds[kinds.index("Nested Loop") + 1 :]
+    assert not {"Sort", "Incremental Sort"} & set(inner), "each range comes in order"
+
+
+def test_a_head_is_one_probe() -> None:
+    assert_uses("dispatch_head", Dispatch.objects.filter(thread=a_thread()).queued().head()[:1])
+
+
+def test_what_wakes_a_thread_is_one_probe() -> None:
+    assert_uses("dispatch_waking", Dispatch.objects.filter(thread=a_thread()).queued().soonest()[:1], sorts=True)
+
+
+def test_the_tick_reads_what_wakes_by_now_in_order() -> None:
+    assert_uses("thread_waking", Thread.objects.waking().order_by("wakes_at", "id")[:100])
+
+
+def test_the_sweep_finds_expired_leases_among_claims_alone() -> None:
+    rows = Dispatch.objects.expired().order_by("lease_until", "id").values_list("thread_id", flat=True)[:100]
+    assert_uses("dispatch_one_claimed_per_thread", rows, sorts=True)
+
+
+def test_a_worker_finds_its_claim_by_token_among_claims_alone() -> None:
+    assert_uses("dispatch_one_claimed_per_thread", Dispatch.objects.held_by(uuid.uuid4()))
+
+
+def test_a_renewal_looks_among_claims_alone() -> None:
+    assert_uses(
+        "dispatch_one_claimed_per_thread", (claim._RENEW, {"tokens": [uuid.uuid4()], "seconds": 30}), sorts=True
+    )
+
+
+def test_whether_a_queue_has_due_work_is_one_probe() -> None:
+    assert_uses("thread_due", Thread.objects.due("mailbox.default")[:1])
+
+
+def test_a_run_s_pending_messages_are_read_in_order() -> None:
+    rows = Message.objects.filter(thread=a_thread()).readable_by(uuid.uuid4())
+    assert_uses("message_pending", rows, sorts=True)
+
+
+def test_a_turn_s_input_is_read_in_order() -> None:
+    assert_uses("message_of_run", Message.objects.read_in(uuid.uuid4(), 1), sorts=True)
+
+
+def test_a_turn_s_journal_is_one_range() -> None:
+    rows = JournalEntry.objects.of_turn(uuid.uuid4(), 1)
+    assert_uses("journal_entry_once_per_use", rows, sorts=True)
+
+
+def test_events_after_a_cursor_are_read_in_order() -> None:
+    assert_uses("event_cursor_unique_in_thread", Event.objects.filter(thread=a_thread()).after(1)[:256], sorts=True)
+
+
+def test_the_events_of_a_run_are_read_in_order() -> None:
+    assert_uses("event_of_run", Event.objects.filter(run_id=uuid.uuid4()).after(0)[:256], sorts=True)
+
+
+def test_gc_finds_what_is_past_its_retention() -> None:
+    old = Now() - timedelta(days=1)
+    terminal = Dispatch.objects.terminal().filter(completed_at__lt=old).order_by("completed_at", "id")[:100]
+    assert_uses("dispatch_terminal", terminal)
+    assert_uses("event_age", Event.objects.filter(created_at__lt=old).order_by("created_at", "id")[:100])
+    keys = IdempotencyKey.objects.filter(created_at__lt=old).order_by("created_at", "id")[:100]
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")  # the table is empty
+    assert_uses("idempotency_key_age", keys, sorts=True)
+
+
+def test_dead_letters_are_read_newest_first() -> None:
+    assert_uses("dispatch_dead_letter", Dispatch.objects.dead_letters().order_by("-completed_at", "-id")[:50])
+
+
+def test_a_dedupe_key_s_holder_is_one_probe() -> None:
+    rows = Run.objects.in_scope("acme").filter(dedupe_key="k").not_done()
+    assert_uses("run_dedupe_key_unique_while_not_done", rows, sorts=True)
+
+
+def test_a_thread_s_key_is_one_probe() -> None:
+    assert_uses("thread_key_unique_in_scope", Thread.objects.in_scope("acme").not_deleted().filter(key="k"))
