@@ -151,7 +151,7 @@ def run(command: "list[str]", doing: str) -> bool:
         while process.poll() is None:
             if shows:
                 seen = [line.split()[1] for line in read_log() if line.startswith("Collecting ")]
-                detail = f" {len(seen)} {seen[-1].split('=')[0]}" if seen else ""
+                detail = f" {len(seen)} {seen[-1].split('=')[0]}" if seen and doing.startswith("installing") else ""
                 sys.stderr.write(f"\r\033[Kmailbox: {doing}, {time.time() - started:.0f} s{detail}")
                 sys.stderr.flush()
             time.sleep(0.1)
