@@ -72,7 +72,7 @@ def test_all_claims_of_a_process_are_renewed_by_one_statement(keeper: LeaseKeepe
     assert before is not None
     leases = Dispatch.objects.values_list("lease_until", flat=True).distinct()
     assert len(leases) == 1, "one statement, one instant"
-    assert leases[0] > before  # type: ignore[operator]
+    assert leases[0] > before
 
 
 def test_a_claim_that_is_over_is_renewed_no_more(keeper: LeaseKeeper, renewals: Renewals) -> None:
@@ -111,7 +111,7 @@ def test_a_lost_lease_stops_that_run_alone(keeper: LeaseKeeper) -> None:
 
 
 def test_a_database_hiccup_is_retried_and_stops_nothing(keeper: LeaseKeeper, renewals: Renewals) -> None:
-    one, stops = scene.posted_and_taken(), []  # type: ignore[var-annotated]
+    one, stops = scene.posted_and_taken(), []
     with hold(keeper, one, stops):
         renewals.fail_with = OperationalError("the server is restarting")
         until(lambda: len(renewals.calls) >= 4, "it is tried again, and soon")
@@ -125,7 +125,7 @@ def test_a_database_hiccup_is_retried_and_stops_nothing(keeper: LeaseKeeper, ren
 def test_a_database_that_stays_away_stops_the_run_when_its_lease_is_over(
     keeper: LeaseKeeper, renewals: Renewals
 ) -> None:
-    one, stops = scene.posted_and_taken(), []  # type: ignore[var-annotated]
+    one, stops = scene.posted_and_taken(), []
     renewals.fail_with = OperationalError("away")
     with hold(keeper, one, stops):
         held_since = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_database_that_stays_away_stops_the_run_when_its_lease_is_over(
 
 
 def test_a_renewal_whose_backend_is_terminated_is_made_up_for() -> None:
-    one, stops = scene.posted_and_taken(), []  # type: ignore[var-annotated]
+    one, stops = scene.posted_and_taken(), []
     before, killed = scene.dispatch(one).lease_until, []
 
     def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
@@ -221,11 +221,13 @@ def test_a_keeper_that_settles_a_time_limit_goes_on_renewing_the_others(
         release.set()
 
 
-def test_a_time_limit_that_comes_while_the_agent_s_end_is_told_changes_nothing(
-    register: Register, renewals: Renewals
+def test_a_time_limit_that_comes_after_the_agent_s_end_neither_settles_nor_kills(
+    register: Register, renewals: Renewals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the two ends the run; the other must neither settle again nor end the process."""
+    """The process may be running another claim by then."""
     calls: list[Callable[[], None]] = []
+    kills: list[tuple[int, int]] = []
+    monkeypatch.setattr(runner.os, "kill", lambda *given: kills.append(given))
 
     class Grasping(LeaseKeeper):
         def holding(self, claim: Claim, **given: Any) -> Any:
@@ -235,10 +237,11 @@ def test_a_time_limit_that_comes_while_the_agent_s_end_is_told_changes_nothing(
     register(lambda ctx: 1 // 0)
     scene.post(agent="probe")
     one = scene.taken(agents=("probe",))
-    runner.run(one, keeper=Grasping(renewals), own_process=False)
+    runner.run(one, keeper=Grasping(renewals), own_process=True)
     assert scene.dispatch(one).attempt_count == 1
     with scene.nothing_changes():
         calls[0]()
+    assert kills == []
 
 
 def test_a_token_that_is_no_claim_is_lost() -> None:

@@ -1,4 +1,4 @@
-"""A worker process of its own (prefork) may be killed: its time limit is enforced, also against code that never yields."""
+"""A worker process of its own (prefork) may be killed: its time limit holds also for code that never yields."""
 
 import os
 import signal

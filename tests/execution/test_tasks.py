@@ -11,7 +11,7 @@ from mailbox_app import catalogue, channel, hints, tasks
 from mailbox_app.conf import conf
 from mailbox_app.execution import Context
 from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
-from mailbox_app.operations import settle
+from mailbox_app.operations import claim, settle
 from tests.execution.conftest import Register
 from tests.operations import scene
 from tests.races.actors import start, until
@@ -29,7 +29,7 @@ def queue(settings: Any) -> Iterator[str]:
 
 
 def waiting(queue: str) -> int:
-    return int(redis.Redis.from_url(conf.redis_url).llen(queue))  # type: ignore[arg-type]
+    return int(redis.Redis.from_url(conf.redis_url).llen(queue))
 
 
 def answer() -> int:
@@ -144,29 +144,39 @@ def test_each_pass_writes_down_who_ran_it_and_when() -> None:
 
 
 def test_the_tick_promotes_what_is_due_by_now_and_wakes_a_worker(queue: str) -> None:
-    claim_it = scene.post()
-    claim = scene.taken(queue=queue)
-    settle.nack(claim, code="transient", message="later", retry_after=60)
+    scene.post()
+    failed = scene.taken(queue=queue)
+    settle.nack(failed, code="transient", message="later", retry_after=60)
     redis.Redis.from_url(conf.redis_url).delete(queue)
     channel.lower_flag(queue)
     tasks.due_tick.apply()
-    assert scene.flag(claim_it) == scene.WAKING
-    scene.make_available(claim)
+    assert scene.flag(failed) == scene.WAKING
+    scene.make_available(failed)
     tasks.due_tick.apply()
-    assert (scene.flag(claim_it)[0], waiting(queue)) == (True, 1)
+    assert (scene.flag(failed)[0], waiting(queue)) == (True, 1)
 
 
-def test_due_work_that_is_held_is_looked_at_again(queue: str) -> None:
+def test_due_work_that_is_held_is_looked_at_again(queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posted = scene.post("held")
+    looked: list[bool] = []
+    due = claim.due
+
+    def watched(**given: Any) -> claim.Claimed:
+        found = due(**given)
+        looked.append(bool(found.claims))
+        return found
+
+    monkeypatch.setattr(claim, "due", watched)
     with Thread.objects.fence(posted.thread_id):
         worker = start(answer)
-        until(lambda: True, "the worker has begun")
+        until(lambda: looked, "the worker has looked once")
     assert worker.result(20) == 1
+    assert (looked[0], True in looked) == (False, True)
 
 
 def test_signals_carry_nothing(queue: str) -> None:
     hints.wake(queue)
     stored = redis.Redis.from_url(conf.redis_url).lindex(queue, 0)
-    assert b'"task": "mailbox.execute"' in stored  # type: ignore[operator]
-    assert b'"argsrepr": "()"' in stored  # type: ignore[operator]
-    assert b'"kwargsrepr": "{}"' in stored  # type: ignore[operator]
+    assert b'"task": "mailbox.execute"' in stored
+    assert b'"argsrepr": "()"' in stored
+    assert b'"kwargsrepr": "{}"' in stored

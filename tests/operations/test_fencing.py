@@ -128,7 +128,7 @@ def fail_at(statement: int) -> Callable[..., Any]:
 
 # How to bring a fresh claim to the verb, and the verb.
 WHOLE: dict[str, tuple[Callable[[Claim], Any], Callable[[Claim], Any]]] = {
-    **{name: (lambda claim: None, verb) for name, verb in VERBS.items()},
+    **{name: (lambda claim: None, VERBS[name]) for name in ("complete", "nack", "dead_letter", "say")},
     "submit": (lambda claim: None, lambda claim: scene.post("next", thread_id=claim.thread_id)),
     "submit_by_key": (lambda claim: None, lambda claim: scene.post("next", thread_key="unheard-of")),
     "reclaim": (scene.expire_lease, lambda claim: recover.reclaim()),
@@ -144,9 +144,8 @@ def test_a_verb_whose_connection_fails_at_any_statement_changes_nothing(verb: st
     claim = scene.posted_and_taken()
     prepare, act = WHOLE[verb]
     prepare(claim)
-    failures = 0
+    failures, before = 0, scene.tables()
     while True:
-        before = scene.tables()
         try:
             with connection.execute_wrapper(fail_at(failures)):
                 act(claim)
@@ -156,4 +155,4 @@ def test_a_verb_whose_connection_fails_at_any_statement_changes_nothing(verb: st
         else:
             break
     assert failures >= 3, "the verb was never interrupted"
-    assert scene.tables() != before or verb == "reach"
+    assert scene.tables() != before

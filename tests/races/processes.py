@@ -14,19 +14,12 @@ def say(value: Any) -> None:
     sys.stdout.flush()
 
 
-def submit_many(*, thread_id: str, name: str, count: int) -> None:
-    """Post to one thread, `count` times; prints the run of each in the order they were accepted."""
+def submit_many(*, key: str, name: str, count: int) -> None:
+    """Post to one thread, made if it is missing, `count` times; prints the run of each in the order of acceptance."""
     from mailbox_app.operations import submit
 
     for number in range(count):
-        say(str(submit.run(scope="acme", agent="echo", messages=[f"{name} {number}"], thread_id=thread_id).run_id))
-
-
-def submit_by_key(*, key: str) -> None:
-    """Post to a thread that is made if it is missing; prints its id."""
-    from mailbox_app.operations import submit
-
-    say(str(submit.run(scope="acme", agent="echo", messages=["hello"], thread_key=key).thread_id))
+        say(str(submit.run(scope="acme", agent="echo", messages=[f"{name} {number}"], thread_key=key).run_id))
 
 
 def drain(*, worker: str, runs: int) -> None:
@@ -46,8 +39,10 @@ def drain(*, worker: str, runs: int) -> None:
             ended = time.monotonic()
             settle.complete(one, output=text)
             say([str(one.run_id), one.fence, started, ended])
-        if not taken.claims and Run.objects.done().count() >= runs:
-            return
+        if not taken.claims:
+            if Run.objects.done().count() >= runs:
+                return
+            time.sleep(0.01)
     raise SystemExit(f"{worker}: not all runs were done within 60 s")
 
 

@@ -35,7 +35,7 @@ class Countdown:
 
 def test_of_n_claimers_of_one_run_exactly_one_wins() -> None:
     with crew(6) as together:
-        for _ in range(10):
+        for _ in range(6):
             posted = scene.post()
             found = [one for one in together(*[scene.take] * 6) if one is not None]
             assert [one.dispatch_id for one in found] == [posted.dispatch_id]
@@ -88,7 +88,7 @@ def test_a_claim_passes_over_a_thread_somebody_holds_and_says_that_there_is_more
 
 def test_no_submit_that_meets_a_claim_or_a_completion_is_forgotten() -> None:
     """Hammered: a run posted at any point of another's claim and settle is found without a sweep."""
-    thread_id, rounds = scene.post().thread_id, 60
+    thread_id, rounds = scene.post().thread_id, 25
     left = Countdown(2 * rounds + 1)
 
     def post() -> None:
@@ -109,7 +109,7 @@ def test_no_submit_that_meets_a_claim_or_a_completion_is_forgotten() -> None:
 
 
 def test_no_submit_that_meets_a_failure_or_the_tick_is_forgotten() -> None:
-    thread_id, rounds = scene.post().thread_id, 30
+    thread_id, rounds = scene.post().thread_id, 12
 
     def post() -> None:
         for _ in range(rounds):
@@ -148,7 +148,7 @@ def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten() -> No
     """It is too late for the look at heads and too early for the look at what wakes, unless both agree on one rule."""
     at = scene.database_now() + timedelta(seconds=0.4)
 
-    def wait_between(execute, sql, params, many, context):  # type: ignore[no-untyped-def]
+    def wait_between(execute, sql, params, many, context):
         result = execute(sql, params, many, context)
         if "mailbox_dispatch" in sql and 'available_at" <= ' in sql:
             with connection.connection.cursor() as cursor:

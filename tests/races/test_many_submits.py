@@ -1,59 +1,71 @@
 """Submitters meet submitters and claimers on one thread, from several processes: order, numbers, one owner."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
-from mailbox_app.models import Dispatch, Event, Message, Run
+from mailbox_app.errors import DuplicateKey
+from mailbox_app.models import Dispatch, Event, Message, Run, Thread
 from mailbox_app.operations import recover
 from tests.operations import scene
-from tests.races.actors import Process, processes
+from tests.races.actors import Process, crew, processes
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-RUNS = 64
+RUNS, SUBMITTERS = 64, 2
 
 
 def test_64_concurrent_submits_are_done_in_order_without_gap_one_owner_at_a_time() -> None:
-    thread_id = scene.post("the first").thread_id
-    submitters = [Process("submit_many", thread_id=str(thread_id), name=f"s{n}", count=21) for n in range(3)]
-    drainers = [Process("drain", worker=f"d{n}@here:{n}", runs=RUNS) for n in range(3)]
+    each = RUNS // SUBMITTERS
+    submitters = [Process("submit_many", key="order 17", name=f"s{n}", count=each) for n in range(SUBMITTERS)]
+    drainers = [Process("drain", worker=f"d{n}@here:{n}", runs=RUNS) for n in range(2)]
     with processes(*submitters, *drainers):
         for process in (*submitters, *drainers):
             process.tell()
         accepted = [process.lines() for process in submitters]
         worked = sorted((entry for process in drainers for entry in process.lines()), key=lambda entry: entry[1])
 
-    assert [len(runs) for runs in accepted] == [21, 21, 21]
-    order = list(Run.objects.order_by("order").values_list("pk", flat=True))
-    assert len(order) == RUNS
+    assert Thread.objects.count() == 1, "a key is made once"
+    order = [str(run) for run in Run.objects.order_by("order").values_list("pk", flat=True)]
+    assert [len(runs) for runs in accepted] == [each] * SUBMITTERS
+    assert sorted(run for runs in accepted for run in runs) == sorted(order)
     for runs in accepted:
-        assert sorted(runs, key=[str(pk) for pk in order].index) == runs, "each process's own order was kept"
+        assert sorted(runs, key=order.index) == runs, "each process's own order was kept"
     # One owner at a time: by fence, each began after the one before had ended.
-    assert [fence for _, fence, _, _ in worked] == list(range(1, RUNS + 1))
-    assert [run for run, _, _, _ in worked] == [str(pk) for pk in order]
+    assert [(run, fence) for run, fence, _, _ in worked] == list(zip(order, range(1, RUNS + 1), strict=True))
     assert all(before[3] <= after[2] for before, after in pairwise(worked))
-    # Numbers: every question and every answer, no gap, each run's answer right behind its question.
+    # Numbers: every question and every answer, no gap, each question read by its own run, in order.
     log = scene.log(Run.objects.all()[0])
-    assert [seq for seq, _, _ in log] == list(range(1, 2 * RUNS + 1))
-    assert [role for _, role, _ in log] == ["user", "assistant"] * RUNS
+    assert [(seq, role) for seq, role, _ in log] == list(enumerate(["user", "assistant"] * RUNS, start=1))
     assert [content for _, _, content in log[::2]] == [content for _, _, content in log[1::2]]
     asked = Message.objects.filter(role="user").order_by("seq").values_list("run_id", flat=True)
-    assert list(asked) == order
-    # Events: gap-free cursors, four a run and one of the thread.
-    cursors = list(Event.objects.order_by("cursor").values_list("cursor", flat=True))
-    assert cursors == list(range(1, 4 * RUNS + 2))
+    assert [str(run) for run in asked] == order
+    # Events: gap-free cursors, one of the thread and four a run.
+    cursors = Event.objects.order_by("cursor").values_list("cursor", flat=True)
+    assert list(cursors) == list(range(1, 4 * RUNS + 2))
     assert set(Dispatch.objects.values_list("status", "attempt_count", "lost_count")) == {("acked", 0, 0)}
     assert recover.repair() == 0
 
 
 def test_a_thread_key_is_made_once_by_whoever_comes_first() -> None:
-    made = [Process("submit_by_key", key="order-17") for _ in range(4)]
-    with processes(*made):
-        for process in made:
-            process.tell()
-        ids = {process.lines()[0] for process in made}
-    assert len(ids) == 1
-    assert Run.objects.count() == 4
-    assert set(Run.objects.values_list("thread__key", flat=True)) == {"order-17"}
-    assert scene.kinds(Run.objects.all()[0]).count("ThreadCreated") == 1
+    with crew(4) as together:
+        for number in range(3):
+            post = partial(scene.post, thread_key=f"order {number}")
+            assert len({receipt.thread_id for receipt in together(*[post] * 4)}) == 1
+    assert (Thread.objects.count(), Run.objects.count()) == (3, 12)
+    assert scene.kinds(Run.objects.all()[0]) == ["ThreadCreated", *["RunQueued"] * 4]
+
+
+def test_a_dedupe_key_is_given_once_and_the_others_are_told_to_whom() -> None:
+    def post() -> str:
+        try:
+            return str(scene.post(dedupe_key="invoice 1").run_id)
+        except DuplicateKey as refused:
+            return f"held by {refused.facts['run_id']}"
+
+    with crew(4) as together:
+        answers = together(*[post] * 4)
+    (holder,) = Run.objects.values_list("pk", flat=True)
+    assert sorted(answers) == sorted([str(holder), *[f"held by {holder}"] * 3])
+    assert Thread.objects.count() == 1
