@@ -4,14 +4,17 @@ from typing import Any
 
 from mailbox_app.conf import conf
 
+# Passes that nobody took pile up for so long and no longer. A pass that comes too early or twice is skipped by the
+# database's clock; this one is judged by the worker's, so it must bear a clock that is hours off.
+_EXPIRES_SECONDS = 6 * 3600
+
 
 def configure(app: Any) -> None:
-    """Give the app our options as defaults, and our passes beside its own beat schedule; read when it first needs them.
+    """Complete the app's options by ours, and its beat schedule by our passes, when it first reads its settings.
 
     A project's own `CELERY_…` settings win; system checks tell where they break a promise.
     """
-    app.add_defaults(options)
-    app.on_after_configure.connect(_add_passes, weak=False)
+    app.on_after_configure.connect(_complete, weak=False)
 
 
 def options() -> dict[str, Any]:
@@ -19,9 +22,6 @@ def options() -> dict[str, Any]:
     return {
         # Signals are acknowledged early and carry nothing: a redelivered one would only be noise.
         "task_acks_late": False,
-        "task_ignore_result": True,
-        "task_serializer": "json",
-        "accept_content": ["json"],
         # A signal reserved by a busy worker waits behind its long run while another worker is idle.
         "worker_disable_prefetch": True,
         "worker_prefetch_multiplier": 1,
@@ -38,8 +38,6 @@ def options() -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
-        # Celery's Django fixup would close the database connection around every task.
-        "CELERY_DB_REUSE_MAX": 1_000,
         "worker_hijack_root_logger": False,
         # Beat would look at its schedule every five minutes, and learn so late that a clock was set.
         "beat_max_loop_interval": 1,
@@ -57,12 +55,17 @@ def passes() -> dict[str, dict[str, Any]]:
         task: {
             "task": task,
             "schedule": seconds,
-            # A pass nobody took in time is superseded by the next: they never pile up.
-            "options": {"queue": conf.maintenance_queue, "expires": max(2 * seconds, 5.0)},
+            "options": {"queue": conf.maintenance_queue, "expires": _EXPIRES_SECONDS},
         }
         for task, seconds in every.items()
     }
 
 
-def _add_passes(sender: Any, **_: Any) -> None:
+def _complete(sender: Any, **_: Any) -> None:
+    given = sender.conf.without_defaults()
+    for name, value in options().items():
+        if name not in given:
+            sender.conf[name] = value
+        elif isinstance(value, dict):
+            sender.conf[name] = {**value, **given[name]}
     sender.conf.beat_schedule = {**passes(), **(sender.conf.beat_schedule or {})}

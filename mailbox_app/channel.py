@@ -40,8 +40,19 @@ class Breaker:
         self._open_until = 0.0
 
 
-# One for broker and Redis: they are usually the same server, and a caller should wait for it once.
-breaker = Breaker()
+_breakers: dict[str, Breaker] = {}
+
+
+def breaker_of(url: str) -> Breaker:
+    """The breaker of one server. Broker and hints usually share a URL, and then a caller waits for it once."""
+    return _breakers.setdefault(url, Breaker())
+
+
+def forget_failures() -> None:
+    """Try every server again at once."""
+    for breaker in _breakers.values():
+        breaker.reset()
+
 
 _clients: dict[tuple[int, str], "redis.Redis"] = {}
 
@@ -49,7 +60,7 @@ _clients: dict[tuple[int, str], "redis.Redis"] = {}
 def _client() -> "redis.Redis | None":
     """This process's client (a pool of connections), or None when there is none to be used now."""
     url = conf.redis_url
-    if not url or breaker.is_open():
+    if not url or breaker_of(url).is_open():
         return None
     key = (os.getpid(), url)
     if key not in _clients:
@@ -74,7 +85,7 @@ def raise_flag(queue: str) -> bool:
     try:
         return bool(client.set(f"{_PREFIX}signal:{queue}", 1, nx=True, px=int(conf.signal_flag_seconds * 1000)))
     except redis.RedisError as error:
-        breaker.failed("channel", error)
+        breaker_of(conf.redis_url).failed("channel", error)
         return True
 
 
@@ -86,7 +97,7 @@ def lower_flag(queue: str) -> None:
     try:
         client.delete(f"{_PREFIX}signal:{queue}")
     except redis.RedisError as error:
-        breaker.failed("channel", error)
+        breaker_of(conf.redis_url).failed("channel", error)
 
 
 def is_reachable() -> bool:
@@ -97,7 +108,7 @@ def is_reachable() -> bool:
     try:
         return bool(client.ping())
     except redis.RedisError as error:
-        breaker.failed("channel", error)
+        breaker_of(conf.redis_url).failed("channel", error)
         return False
 
 
@@ -109,4 +120,4 @@ def publish(topic: str, message: dict[str, Any]) -> None:
     try:
         client.publish(f"{_PREFIX}{topic}", json.dumps(message))
     except redis.RedisError as error:
-        breaker.failed("channel", error)
+        breaker_of(conf.redis_url).failed("channel", error)

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core import checks
-from django.db import DatabaseError, connections, router, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router, transaction
 from psycopg import IsolationLevel
 
 from mailbox_app import hints
@@ -52,7 +52,7 @@ WRONG_SETTING = Check(
 NOT_POSTGRESQL = Check(
     "mailbox.E002",
     "The database that holds Mailbox's tables is not PostgreSQL.",
-    "Use the engine django.db.backends.postgresql, or route the app's models to a database that does.",
+    "Use the engine django.db.backends.postgresql for the database 'default'.",
 )
 OLD_POSTGRESQL = Check(
     "mailbox.E003",
@@ -81,6 +81,18 @@ PICKLE = Check(
     "mailbox.E007",
     "Celery accepts or sends pickle: whoever can write to the broker can run code in a worker.",
     f"Accept JSON only. {_APPLY}",
+)
+ROUTED_AWAY = Check(
+    "mailbox.E008",
+    "A database router sends Mailbox's tables to another database than `default`, for writing or for reading.",
+    "Route the app's models to 'default' in db_for_read and db_for_write: what is looked for under a lock must be read "
+    "where the lock is held, and transactions, locks and hints are those of 'default'.",
+)
+TIME_LIMIT = Check(
+    "mailbox.W003",
+    "Celery has a time limit for every task (task_time_limit or task_soft_time_limit).",
+    "It ends workers in the middle of runs, whatever timeout_seconds their agents have. Set limits on your own tasks, "
+    "or one above the longest run.",
 )
 NO_REDIS = Check(
     "mailbox.W001",
@@ -117,8 +129,12 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
 
 @checks.register("mailbox")
 def check_database_settings(**_: Any) -> list[checks.CheckMessage]:
-    """E002, and E004 as far as settings tell."""
+    """E002, E008, and E004 as far as settings tell."""
     alias = _alias()
+    aliases = {"write": alias, "read": str(router.db_for_read(Thread))}
+    away = sorted(f"{use} on {name!r}" for use, name in aliases.items() if name != DEFAULT_DB_ALIAS)
+    if away:
+        return [ROUTED_AWAY.found(f"A database router puts Mailbox's tables elsewhere: {', '.join(away)}.")]
     connection = connections[alias]
     if connection.vendor != "postgresql":
         return [NOT_POSTGRESQL.found(f"Database {alias!r} is {connection.vendor}, not PostgreSQL.")]
@@ -168,6 +184,11 @@ def check_celery(**_: Any) -> list[checks.CheckMessage]:
         found.append(PREFETCH.found(f"Celery's worker_prefetch_multiplier is {multiplier}, not 1."))
     found += [PICKLE.found(f"Celery's {name} has pickle.") for name in _pickles(options)]
     scheduled = {str(entry.get("task")) for entry in dict(options["beat_schedule"] or {}).values()}
+    found += [
+        TIME_LIMIT.found(f"Celery's {name} is {options[name]} seconds.")
+        for name in ("task_time_limit", "task_soft_time_limit")
+        if options[name]
+    ]
     missing = sorted(_MAINTENANCE - scheduled)
     if missing:
         found.append(NO_MAINTENANCE.found(f"Celery's beat_schedule has no entry for {', '.join(missing)}."))

@@ -41,7 +41,9 @@ class Settings:
     max_lost: int = _setting(5, "lost leases after which a dispatch is a dead letter", least=1, most=1000)
     retry_delay_seconds: float = _setting(0.25, "backoff after the first failure; doubles with each", least=0)
     max_retry_delay_seconds: float = _setting(30.0, "longest backoff", least=0)
-    timeout_seconds: float = _setting(3600.0, "longest activation of an agent that names no limit", least=0.1)
+    timeout_seconds: float = _setting(
+        3600.0, "longest activation of an agent that names no limit", least=0.1, most=31 * 86_400
+    )
     default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
     agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
     dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)

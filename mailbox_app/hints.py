@@ -1,13 +1,15 @@
 """What is told to whom after commit. All of it may be lost; each function says what makes up for it."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from celery import current_app
 from django.db import transaction
 from kombu import Connection
-from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.exceptions import ChannelError, LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
 from mailbox_app import channel
@@ -33,23 +35,61 @@ def tell(thread: Thread) -> None:
         transaction.on_commit(lambda: wake(queue), robust=True)
 
 
-def wake(queue: str, *, even_if_flagged: bool = False) -> None:
+def wake(queue: str) -> None:
     """Send the queue's signal, unless one is on its way. Takes at most about `broker_timeout_seconds`, once.
 
     A signal carries nothing: whoever gets it claims what is due then. Lost: see `tell`.
     """
-    if channel.breaker.is_open() or (not channel.raise_flag(queue) and not even_if_flagged):
+    breaker = channel.breaker_of(_broker_url())
+    if breaker.is_open() or not channel.raise_flag(queue):
         return
-    if channel.breaker.is_open():  # it opened while the flag was being raised: the broker is the same server
+    if breaker.is_open():  # it opened while the flag was being raised: the broker is the same server
         return
+    with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:
+        _send(queue, publisher)
+
+
+def fill(queue: str, *, signals: int) -> int:
+    """Send signals until so many wait in the queue, whatever its flag says; returns how many were sent.
+
+    For the sweep: the flag may stand for a signal the broker has lost.
+    """
+    if signals <= 0 or channel.breaker_of(_broker_url()).is_open():
+        return 0
+    missing = 0
+    with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:
+        missing = max(0, signals - _waiting(queue, publisher))
+        for _ in range(missing):
+            _send(queue, publisher)
+    return missing
+
+
+class _BrokerTrouble(Exception):
+    """Told, and nobody's business: the sweep sends another signal."""
+
+
+@contextlib.contextmanager
+def _publisher() -> Iterator[Any]:
     try:
         with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:
-            current_app.send_task(EXECUTE, queue=queue, producer=publisher, retry=False, ignore_result=True)
+            yield publisher
     except (OperationalError, LimitExceeded, OSError, TimeoutError) as error:
         _pools.clear()
-        channel.breaker.failed("signal", error)
-    else:
-        observe("signal.sent", level=logging.DEBUG, queue=queue)
+        channel.breaker_of(_broker_url()).failed("signal", error)
+        raise _BrokerTrouble from error
+
+
+def _send(queue: str, publisher: Any) -> None:
+    current_app.send_task(EXECUTE, queue=queue, producer=publisher, retry=False, ignore_result=True)
+    observe("signal.sent", level=logging.DEBUG, queue=queue)
+
+
+def _waiting(queue: str, publisher: Any) -> int:
+    """How many signals wait in the queue; 0 for one that nobody has declared yet."""
+    try:
+        return int(publisher.channel.queue_declare(queue=queue, passive=True).message_count)
+    except ChannelError:
+        return 0
 
 
 def broker_options() -> dict[str, Any]:
@@ -57,13 +97,14 @@ def broker_options() -> dict[str, Any]:
     names = (
         *("broker_url", "broker_read_url", "task_acks_late", "worker_disable_prefetch", "worker_prefetch_multiplier"),
         *("accept_content", "result_accept_content", "task_serializer", "beat_schedule", "beat_scheduler"),
+        *("task_time_limit", "task_soft_time_limit"),
     )
     return {name: current_app.conf.get(name) for name in names}
 
 
 def _publishers() -> ProducerPool:
     """This process's connections for signals: time-boxed, unlike Celery's own, whose sockets may block without end."""
-    url = current_app.conf.broker_write_url or current_app.conf.broker_url
+    url = _broker_url()
     key = (os.getpid(), url)
     if key not in _pools:
         timeout = conf.broker_timeout_seconds
@@ -74,3 +115,7 @@ def _publishers() -> ProducerPool:
         connection = Connection(url, connect_timeout=timeout, transport_options=options)
         _pools[key] = ProducerPool(connections=connection.Pool(limit=_PUBLISHERS), limit=_PUBLISHERS)
     return _pools[key]
+
+
+def _broker_url() -> str:
+    return str(current_app.conf.broker_write_url or current_app.conf.broker_url or "")

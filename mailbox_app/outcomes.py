@@ -14,19 +14,21 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """The activation failed and may succeed later. `after`: seconds, replaces the backoff."""
+    """The activation failed and may succeed later. `after`: seconds, replaces the backoff; `detail`: for operators."""
 
     code: str
     message: str
+    detail: str = ""
     after: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The activation failed for good."""
+    """The activation failed for good. `detail`: for operators."""
 
     code: str
     message: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

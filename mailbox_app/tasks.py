@@ -1,5 +1,6 @@
 """The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled."""
 
+import logging
 import os
 import time
 import uuid
@@ -7,8 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import Task, shared_task, signals
-from django.db import connection
-from django.db.models.functions import Now
+from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app import catalogue, channel, hints
 from mailbox_app.conf import conf
@@ -34,7 +34,7 @@ def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     channel.lower_flag(queue)
     ran, pause, stop_at = 0, _FIRST_PAUSE_SECONDS, time.monotonic() + conf.claim_budget_seconds
     while True:
-        taken = claim.due(queue=queue, agents=catalogue.names(), worker=worker, tokens=[uuid.uuid4()])
+        taken = _claim(queue, worker)
         if taken.claims and taken.has_more:
             hints.wake(queue)
         for one in taken.claims:
@@ -53,6 +53,17 @@ def execute(self: "Task[..., Any]", /, **_: Any) -> int:
             pause *= 2
 
 
+def _claim(queue: str, worker: str) -> claim.Claimed:
+    """Claim one head. If the connection breaks, the COMMIT may have won: what it took is handed back, not orphaned."""
+    tokens = [uuid.uuid4()]
+    try:
+        return claim.due(queue=queue, agents=catalogue.names(), worker=worker, tokens=tokens)
+    except (OperationalError, InterfaceError):
+        connection.close()
+        claim.hand_back(tokens=tokens)
+        raise
+
+
 @shared_task(name="mailbox.renew_leases", ignore_result=True)
 def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]:
     """Prolong the leases of these claims; returns the tokens that were lost. Called by the lease keeper, not sent."""
@@ -62,20 +73,23 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]
 @shared_task(name="mailbox.due_tick", ignore_result=True)
 def due_tick(**_: Any) -> None:
     """Promote work whose time has come."""
-    _pass("due_tick", tick.promote)
+    _drop_broken_connection()
+    _pass("due_tick", conf.due_tick_seconds, tick.promote)
 
 
 @shared_task(name="mailbox.sweep", ignore_result=True)
 def sweep(**_: Any) -> None:
     """Take back lost leases, mend flags, send signals that were lost."""
-    _pass("sweep", recover.reclaim, recover.repair)
-    recover.signal()
+    _drop_broken_connection()
+    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair):
+        recover.signal()
 
 
 @shared_task(name="mailbox.gc", ignore_result=True)
 def gc(**_: Any) -> None:
     """Delete what is past its retention."""
-    _pass("gc", prune.batch)
+    _drop_broken_connection()
+    _pass("gc", conf.gc_seconds, prune.batch)
 
 
 keeper = LeaseKeeper(renew_leases)
@@ -112,17 +126,30 @@ def _drop_broken_connection() -> None:
         connection.close()
 
 
-def _pass(name: str, *batches: Callable[[], int]) -> None:
-    """Repeat each batch until it finds nothing or the pass has lasted `pass_seconds`; write down who ran it when."""
-    _drop_broken_connection()
-    row, _ = Maintenance.objects.update_or_create(name=name, defaults={"last_started_at": Now()})
+def _pass(name: str, interval: float, *batches: Callable[[], int]) -> bool:
+    """Repeat each batch until it finds nothing or the pass has lasted `pass_seconds`; write down who ran it when.
+
+    One batch that fails keeps no other from running. False, and nothing done, if the last pass began less than half an
+    interval (seconds, by the database's clock) ago.
+    """
+    if not Maintenance.objects.begin(name, at_most_every=interval / 2):
+        return False
     stop_at = time.monotonic() + conf.pass_seconds
-    counts = []
-    for batch in batches:
-        done = 0
-        while (found := batch()) and time.monotonic() < stop_at:
-            done += found
-        counts.append(done + found)
-    Maintenance.objects.filter(pk=row.pk).update(last_finished_at=Now(), worker=f"{os.uname().nodename}:{os.getpid()}")
+    counts = [_repeat(name, batch, stop_at) for batch in batches]
+    Maintenance.objects.finish(name, worker=f"{os.uname().nodename}:{os.getpid()}")
     if any(counts):
         observe(f"{name}.done", counts=counts)
+    return True
+
+
+def _repeat(name: str, batch: Callable[[], int], stop_at: float) -> int:
+    done = 0
+    try:
+        while found := batch():
+            done += found
+            if time.monotonic() >= stop_at:
+                break
+    except Exception as error:  # told, and tried again by the next pass
+        observe(f"{name}.failed", level=logging.ERROR, batch=batch.__name__, error=type(error).__name__, done=done)
+        connection.close()
+    return done

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
+
+from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Permanent, ReplayMismatch, Stop
@@ -16,8 +20,10 @@ from mailbox_app.models import JournalEntry, Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, inputs
 from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
+from mailbox_app.telemetry import observe
 
 Result = TypeVar("Result")
+Attempted = TypeVar("Attempted")
 
 _Slot = tuple[str, str, str, int]
 
@@ -38,6 +44,8 @@ class Context:
         self._uses: Counter[tuple[str, str, str]] = Counter()
         self._counting = threading.Lock()
         self._journal: dict[_Slot, JournalEntry] | None = None
+        # Set when a write may have won although its answer was lost.
+        self._must_look = False
         self._stop: Stop | None = None
         self._live = LiveText(claim)
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
@@ -85,7 +93,8 @@ class Context:
         """The last `limit` messages of the thread before this turn's first input, oldest first."""
         self._check()
         rows = Message.objects.filter(thread_id=self._claim.thread_id, seq__lt=self._claim.first_seq).committed()
-        return [IncomingMessage.of(row) for row in reversed(rows.order_by("-seq")[: max(0, limit)])]
+        latest = self._persist(lambda: list(rows.order_by("-seq")[: max(0, limit)]))
+        return [IncomingMessage.of(row) for row in reversed(latest)]
 
     def step(
         self, name: str, function: Callable[..., Result], *args: Any, key: str | None = None, **kwargs: Any
@@ -105,14 +114,12 @@ class Context:
                 f"result of step {name}", function(*args, **kwargs), most_bytes=conf.max_result_bytes
             )
         except BaseException:
-            # A use that failed leaves no record: an agent that tries again must find the same use when it is replayed.
-            with self._counting:
-                self._uses[("step", name, key or "")] -= 1
+            self._unuse(entry)
             raise
         finally:
             _step.reset(inside)
         self._check()
-        return cast(Result, self._fenced(checkpoint.record, entry, result))
+        return cast(Result, self._effect(entry, checkpoint.record, result))
 
     def say(self, content: Any, *, key: str | None = None) -> dict[str, Any]:
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
@@ -121,7 +128,7 @@ class Context:
         known = self._known(entry)
         if known is not None:
             return cast(dict[str, Any], known.result)
-        return dict(self._fenced(checkpoint.say, entry, said))
+        return cast(dict[str, Any], self._effect(entry, checkpoint.say, said))
 
     def emit(
         self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC
@@ -138,7 +145,8 @@ class Context:
         known = self._known(entry)
         if known is not None:
             return cast(dict[str, Any], known.result)
-        return dict(self._fenced(checkpoint.emit_event, entry, kind, body, key=key, visibility=visibility))
+        written = self._effect(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
+        return cast(dict[str, Any], written)
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now. It is stored nowhere."""
@@ -149,12 +157,18 @@ class Context:
     def checkpoint(self) -> list[IncomingMessage]:
         """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first."""
         self._check()
-        return [IncomingMessage.of(message) for message in self._fenced(checkpoint.reach)]
+        arrived = self._persist(lambda: self._fenced(checkpoint.reach))
+        return [IncomingMessage.of(message) for message in arrived]
 
-    def _stop_with(self, stop: Stop) -> None:
-        """Make every further verb raise this; called from the lease keeper's thread."""
+    def stop_with(self, stop: Stop) -> None:
+        """Make every further verb raise this; for the runner and the lease keeper, not for agents."""
         if self._stop is None:
             self._stop = stop
+
+    @property
+    def stop(self) -> Stop | None:
+        """What ended this activation from outside, if anything did."""
+        return self._stop
 
     def _check(self) -> None:
         if self._stop is not None:
@@ -164,8 +178,51 @@ class Context:
         try:
             return operation(self._claim, *args, **kwargs)
         except Stop as stop:
-            self._stop_with(stop)
+            self.stop_with(stop)
             raise
+
+    def _effect(self, entry: Record, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Write an effect with its record, once: after a broken connection it is looked for before another try."""
+
+        def write() -> Any:
+            if self._must_look:
+                known = self._known(entry)
+                if known is not None:
+                    return known.result
+            try:
+                return self._fenced(operation, entry, *args, **kwargs)
+            except (OperationalError, InterfaceError):
+                # The COMMIT may have won.
+                self._journal, self._must_look = None, True
+                raise
+
+        try:
+            return self._persist(write)
+        except BaseException:
+            self._unuse(entry)
+            raise
+
+    def _persist(self, attempt: Callable[[], Attempted]) -> Attempted:
+        """Call it again after a broken connection, while the lease may last: a database hiccup costs no attempt."""
+        give_up_at = time.monotonic() + conf.lease_seconds
+        pause = 0.05
+        while True:
+            self._check()
+            try:
+                return attempt()
+            except (OperationalError, InterfaceError) as error:
+                if connection.in_atomic_block or time.monotonic() >= give_up_at:
+                    raise
+                facts = {"run_id": self._claim.run_id, "error": type(error).__name__}
+                observe("verb.retried", level=logging.WARNING, **facts)
+                connection.close()
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+
+    def _unuse(self, entry: Record) -> None:
+        """Take a use back that left no record: an agent that tries again must find the same use when it is replayed."""
+        with self._counting:
+            self._uses[(entry.verb, entry.name, entry.key)] -= 1
 
     def _entry(self, verb: str, name: str, key: str | None, arguments: Any) -> Record:
         """The journal's name for this use of a verb; refused here, before any effect, if it cannot have one."""
@@ -184,8 +241,10 @@ class Context:
 
     def _known(self, entry: Record) -> JournalEntry | None:
         if self._journal is None:
-            # A first attempt has no journal to read.
-            rows = JournalEntry.objects.of_turn(self._claim.run_id, self._claim.turn) if self.attempt > 1 else []
+            rows: list[JournalEntry] = []
+            if self._claim.replays or self._must_look:
+                journal = JournalEntry.objects.of_turn(self._claim.run_id, self._claim.turn)
+                rows = self._persist(lambda: list(journal))
             self._journal = {(row.verb, row.name, row.key, row.n): row for row in rows}
         known = self._journal.get((entry.verb, entry.name, entry.key, entry.n))
         if known is not None and known.arguments_hash != entry.arguments_hash:

@@ -50,7 +50,8 @@ def outcome_of(error: BaseException) -> Retry | Failed:
     """How an agent's exception ends its activation, by its type.
 
     Transient, timeouts, connection errors and whatever is not known: another attempt, after `retry_after` seconds if
-    the error names them. Permanent, and input the app refused: none.
+    the error names them. Permanent, and input the app refused: none. The text of an error that is not of our tree may
+    hold anything, a key in a URL for one: it is for operators alone.
     """
     name = type(error).__name__
     code = readable(str((isinstance(error, MailboxError | Stop) and error.code) or name))[:_MAX_CODE]
@@ -58,10 +59,12 @@ def outcome_of(error: BaseException) -> Retry | Failed:
         text = str(error)
     except Exception as unprintable:  # a team's own __str__
         text = f"its text raised {type(unprintable).__name__}"
-    message = readable(f"{name}: {text}" if text else name)
+    detail = readable(f"{name}: {text}" if text else name)
+    message = detail if isinstance(error, MailboxError) else readable(f"the agent raised {name}")
     if isinstance(error, Permanent | InvalidInput):
-        return Failed(code=code, message=message)
-    return Retry(code=code, message=message, after=_wait(error.retry_after) if isinstance(error, Transient) else None)
+        return Failed(code=code, message=message, detail=detail)
+    after = _wait(error.retry_after) if isinstance(error, Transient) else None
+    return Retry(code=code, message=message, detail=detail, after=after)
 
 
 def _wait(retry_after: Any) -> float | None:

@@ -1,5 +1,7 @@
-"""The lease keeper: one thread of the executing process that renews all its claims and watches their time limits."""
+"""The lease keeper: renews all claims of the executing process, and watches their leases and time limits."""
 
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -8,13 +10,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from django.db import Error as DatabaseError
-from django.db import InterfaceError, connection
+from django.db import connection
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import LeaseLost, Stop
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.telemetry import observe
+
+# A look at least this often, should a wake-up be missed.
+_LOOK_SECONDS = 1.0
 
 Renew = Callable[[Collection[uuid.UUID]], set[uuid.UUID]]
 
@@ -30,17 +34,18 @@ class _Held:
 
 
 class LeaseKeeper:
-    """Renews what this process holds every `renewal_seconds`, in one statement.
+    """Renews what this process holds every `renewal_seconds`, in one statement, and watches leases and time limits.
 
-    A database hiccup is retried until the lease is over; a claim that was lost stops that run alone. `renew` is handed
-    in by `tasks.py`: tokens in, lost tokens out.
+    Two threads: a renewal that hangs must not keep the other from seeing that a lease is over. A database hiccup is
+    retried until then; a claim that was lost stops that run alone. `renew` is handed in by `tasks.py`: tokens in, lost
+    tokens out.
     """
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
         self._held: dict[uuid.UUID, _Held] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: dict[str, threading.Thread] = {}
         self._pid = 0
 
     @contextmanager
@@ -48,68 +53,89 @@ class LeaseKeeper:
         self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
     ) -> Iterator[None]:
         """Keep the claim's lease while the block runs; `on_timeout` is called once, in a thread of its own."""
-        self._start()
         now = time.monotonic()
         held = _Held(claim, stop_with, on_timeout, now + conf.lease_seconds, now + timeout)
         with self._changed:
+            self._start()
             self._held[claim.token] = held
-            self._changed.notify()
+            self._changed.notify_all()
         try:
             yield
         finally:
-            with self._changed:
-                self._held.pop(claim.token, None)
+            self.forget(claim)
+
+    def forget(self, claim: Claim) -> None:
+        """Renew this claim no longer."""
+        with self._changed:
+            self._held.pop(claim.token, None)
 
     def _start(self) -> None:
-        """Start the thread in this process; a forked child has inherited none."""
-        with self._changed:
-            if self._pid == os.getpid() and self._thread is not None and self._thread.is_alive():
-                return
-            if self._pid != os.getpid():
-                self._pid, self._held = os.getpid(), {}
-            self._thread = threading.Thread(target=self._keep, name="mailbox-lease-keeper", daemon=True)
-            self._thread.start()
+        """Start the threads in this process; a forked child has inherited none."""
+        if self._pid != os.getpid():
+            self._pid, self._held, self._threads = os.getpid(), {}, {}
+        for name, work in (("mailbox-lease-keeper", self._renew_forever), ("mailbox-lease-watch", self._watch_forever)):
+            if name not in self._threads or not self._threads[name].is_alive():
+                self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
+                self._threads[name].start()
 
-    def _keep(self) -> None:
-        renew_at = time.monotonic() + conf.renewal_seconds
+    def _watch_forever(self) -> None:
         while True:
             with self._changed:
-                if not self._held:
-                    self._changed.wait()
-                    renew_at = time.monotonic() + conf.renewal_seconds
-                due = min([renew_at, *(held.times_out for held in self._held.values())])
-                self._changed.wait(timeout=max(0.0, due - time.monotonic()))
+                ends = [end for held in self._held.values() for end in (held.lease_ends, held.times_out)]
+                self._changed.wait(timeout=min(max(0.0, min(ends) - time.monotonic()), _LOOK_SECONDS) if ends else None)
                 held_now = list(self._held.values())
             now = time.monotonic()
             for held in held_now:
-                if held.times_out <= now:
-                    held.times_out = float("inf")
-                    # A thread of its own: it waits for the thread's fence, and other leases are due meanwhile.
-                    threading.Thread(target=held.on_timeout, name="mailbox-time-limit", daemon=True).start()
-            if now >= renew_at:
-                renewed = self._renew_all(held_now)
-                # After a failure try again soon: the lease has two thirds left.
-                renew_at = time.monotonic() + (conf.renewal_seconds if renewed else conf.renewal_seconds / 5)
+                if held.lease_ends <= now:
+                    self._lose(held)
+                elif held.times_out <= now:
+                    self._time_out(held)
 
-    def _renew_all(self, held_now: list[_Held]) -> bool:
+    def _renew_forever(self) -> None:
+        while True:
+            with self._changed:
+                while not self._held:
+                    self._changed.wait()
+            has_renewed = True
+            while self._held:
+                # After a failure try again soon: the lease has two thirds left.
+                time.sleep(conf.renewal_seconds if has_renewed else conf.renewal_seconds / 5)
+                has_renewed = self._renew_all()
+
+    def _renew_all(self) -> bool:
+        with self._changed:
+            held_now = list(self._held.values())
         started = time.monotonic()
         try:
             lost = self._renew([held.claim.token for held in held_now])
-        except (DatabaseError, InterfaceError, OSError) as error:
-            observe("lease.renewal_failed", level=30, error=type(error).__name__, claims=len(held_now))
-            lost = {held.claim.token for held in held_now if held.lease_ends <= time.monotonic()}
-            renewed = False
-        else:
-            renewed = True
-            for held in held_now:
-                held.lease_ends = started + conf.lease_seconds
+        except Exception as error:  # whatever it is: this thread must not end while agents run
+            observe("lease.renewal_failed", level=logging.WARNING, error=type(error).__name__, claims=len(held_now))
+            return False
         finally:
             # One connection every few seconds costs less than one held idle by every executing process.
-            connection.close()
+            with contextlib.suppress(Exception):
+                connection.close()
         for held in held_now:
             if held.claim.token in lost:
-                observe("lease.lost", level=30, dispatch_id=held.claim.dispatch_id, run_id=held.claim.run_id)
-                held.stop_with(LeaseLost(f"the lease of dispatch {held.claim.dispatch_id} was lost"))
-                with self._changed:
-                    self._held.pop(held.claim.token, None)
-        return renewed
+                self._lose(held)
+            else:
+                held.lease_ends = started + conf.lease_seconds
+        return True
+
+    def _lose(self, held: _Held) -> None:
+        with self._changed:
+            if self._held.pop(held.claim.token, None) is None:
+                return  # settled, or known to be lost, meanwhile
+        held.stop_with(LeaseLost(f"the lease of dispatch {held.claim.dispatch_id} was lost"))
+        observe("lease.lost", level=logging.WARNING, dispatch_id=held.claim.dispatch_id, run_id=held.claim.run_id)
+
+    def _time_out(self, held: _Held) -> None:
+        # A thread of its own: it waits for the thread's fence, and other leases are due meanwhile.
+        ending = threading.Thread(target=held.on_timeout, name="mailbox-time-limit", daemon=True)
+        try:
+            ending.start()
+        except RuntimeError as error:  # no thread to be had now; the next look tries again
+            observe("lease.time_out_failed", level=logging.ERROR, dispatch_id=held.claim.dispatch_id, error=str(error))
+            time.sleep(_LOOK_SECONDS)
+        else:
+            held.times_out = float("inf")

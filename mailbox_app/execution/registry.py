@@ -14,6 +14,9 @@ from mailbox_app.telemetry import observe
 if TYPE_CHECKING:
     from mailbox_app.execution.context import Context
 
+# A month: what takes longer should wait for something, not run.
+MOST_TIMEOUT_SECONDS = 31 * 86_400
+
 AgentFunction = Callable[["Context"], Any]
 
 
@@ -33,14 +36,16 @@ def agent(
     """
     if not name.strip() or len(name) > 200 or not version.strip() or len(version) > 100:
         raise ValueError("an agent's name (200 characters) and version (100) must not be blank")
-    if queue is not None and not queue.strip():
-        raise ValueError(f"agent {name!r}: queue must not be blank")
+    if queue is not None and not (queue.strip() and len(queue) <= 100):
+        raise ValueError(f"agent {name!r}: queue must not be blank, nor longer than 100 characters")
     if priority is not None and not 0 <= priority <= 255:
         raise ValueError(f"agent {name!r}: priority must be from 0 to 255, not {priority}")
     if max_attempts is not None and max_attempts < 1:
         raise ValueError(f"agent {name!r}: max_attempts must be at least 1, not {max_attempts}")
-    if timeout_seconds is not None and timeout_seconds <= 0:
-        raise ValueError(f"agent {name!r}: timeout_seconds must be above 0, not {timeout_seconds}")
+    if timeout_seconds is not None and not 0 < timeout_seconds <= MOST_TIMEOUT_SECONDS:
+        raise ValueError(
+            f"agent {name!r}: timeout_seconds must be above 0 and at most {MOST_TIMEOUT_SECONDS}, not {timeout_seconds}"
+        )
 
     def register(function: AgentFunction) -> AgentFunction:
         catalogue.add(

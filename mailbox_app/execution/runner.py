@@ -1,6 +1,7 @@
 """Run one claim: context, agent, outcome, settle. Nothing is locked and no transaction is open while the agent runs."""
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app import catalogue
 from mailbox_app.conf import conf
-from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost
+from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, TimedOut
 from mailbox_app.execution.context import Context
 from mailbox_app.execution.contract import outcome_of
 from mailbox_app.execution.lease import LeaseKeeper
@@ -45,19 +46,21 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
         with ending:
             if has_ended:
                 return
-            context._stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit} s"))
+            context.stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit:g} s"))
             try:
-                has_settled = _settle(claim, Retry(code="timed_out", message=f"ran past its limit of {limit:g} s"))
+                message = f"ran past its limit of {limit:g} s"
+                has_settled = _settle(claim, Retry(code=TimedOut.code, message=message))
             finally:
                 connection.close()
+                # Whatever came of it, the lease is kept no longer: at worst the sweep takes the run back.
+                keeper.forget(claim)
             if own_process and has_settled:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with (
-        _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process),
-        keeper.holding(claim, stop_with=context._stop_with, on_timeout=time_out, timeout=limit),
-    ):
-        agent_outcome = _execute(claim, context)
+    with keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit):
+        with _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
+            agent_outcome = _execute(claim, context)
+        # From here on the agent has kept its limit, however long the thread is held by others.
         with ending:
             has_ended = True
             outcome = _judged(agent_outcome, context)
@@ -87,39 +90,36 @@ def _execute(claim: Claim, context: Context) -> Outcome:
     except BaseException as error:  # a library's cancellation is no Exception, and must not end the worker either
         if isinstance(error, SystemExit) and type(error) is not SystemExit:
             raise  # the worker's own shutdown, not the agent's sys.exit()
-        if error is context._stop:
+        if error is context.stop:
             return Stopped()
         observe(
             "agent.failed",
-            level=30,
+            level=logging.WARNING,
             run_id=claim.run_id,
             agent=claim.agent,
             error=type(error).__name__,
-            traceback=_traceback(),
+            # Where, not what: the text may hold what a user wrote.
+            traceback="".join(traceback.format_tb(error.__traceback__, limit=-8)),
         )
         return outcome_of(RuntimeError(f"sys.exit({error.code!r})") if isinstance(error, SystemExit) else error)
 
 
 def _judged(outcome: Outcome, context: Context) -> Outcome | None:
     """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
-    if context._stop is None:
+    if context.stop is None:
         return outcome
-    return Stopped() if isinstance(context._stop, Cancelled) else None
-
-
-def _traceback() -> str:
-    try:
-        return traceback.format_exc(limit=-8)
-    except Exception as unprintable:  # a team's own __str__
-        return f"the traceback raised {type(unprintable).__name__}"
+    return Stopped() if isinstance(context.stop, Cancelled) else None
 
 
 def _finished(output: object, context: Context) -> Outcome:
     """The agent's return value as an outcome; a value that cannot be stored fails the run, and would again."""
+    state: object = context.state  # an agent may have put anything there
+    if not isinstance(state, dict):
+        return Failed(code="invalid_output", message=f"state must be an object, not {type(state).__name__}")
     try:
         return Finished(
             output=inputs.document("output", output, most_bytes=conf.max_result_bytes),
-            state=inputs.document("state", context.state, most_bytes=conf.max_result_bytes),
+            state=inputs.document("state", state, most_bytes=conf.max_result_bytes),
         )
     except InvalidInput as error:
         return Failed(code="invalid_output", message=error.message)
@@ -137,12 +137,17 @@ def _settle(claim: Claim, outcome: Outcome) -> bool:
             _tell(claim, outcome)
             return True
         except LeaseLost:
-            observe("settle.refused", level=30, dispatch_id=claim.dispatch_id, outcome=type(outcome).__name__.lower())
+            observe(
+                "settle.refused",
+                level=logging.WARNING,
+                dispatch_id=claim.dispatch_id,
+                outcome=type(outcome).__name__.lower(),
+            )
             return False
         except (OperationalError, InterfaceError) as error:
             if time.monotonic() >= give_up_at:
                 raise
-            observe("settle.retried", level=30, dispatch_id=claim.dispatch_id, error=type(error).__name__)
+            observe("settle.retried", level=logging.WARNING, dispatch_id=claim.dispatch_id, error=type(error).__name__)
             connection.close()
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -153,9 +158,11 @@ def _tell(claim: Claim, outcome: Outcome) -> None:
         case Finished():
             settle.complete(claim, output=outcome.output, state=outcome.state)
         case Retry():
-            settle.nack(claim, code=outcome.code, message=outcome.message, retry_after=outcome.after)
+            settle.nack(
+                claim, code=outcome.code, message=outcome.message, detail=outcome.detail, retry_after=outcome.after
+            )
         case Failed():
-            settle.dead_letter(claim, code=outcome.code, message=outcome.message)
+            settle.dead_letter(claim, code=outcome.code, message=outcome.message, detail=outcome.detail)
         case Stopped():
             settle.stopped(claim)
 

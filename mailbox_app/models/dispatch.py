@@ -21,7 +21,7 @@ class Resolution(models.TextChoices):
     DISCARDED = "discarded"
 
 
-# Not NULL-able columns of a claim, cleared by whoever ends it.
+# The columns of a claim, as whoever ends it leaves them.
 UNCLAIMED: dict[str, Any] = {"claim_token": None, "claimed_by": "", "lease_until": None}
 
 

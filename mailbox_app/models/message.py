@@ -124,7 +124,9 @@ class Message(Moving):
         ]
         indexes = [
             models.Index(
-                fields=["thread", "position", "id"], condition=Q(state=MessageState.PENDING), name="message_pending"
+                fields=["thread", "run", "position", "id"],
+                condition=Q(state=MessageState.PENDING),
+                name="message_pending",
             ),
             models.Index(fields=["run", "read_turn", "seq"], name="message_of_run"),
         ]

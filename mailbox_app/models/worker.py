@@ -43,13 +43,27 @@ class AgentRegistration(models.Model):
         return f"{self.agent} {self.version} on {self.worker}"
 
 
+class MaintenanceQuerySet(models.QuerySet["Maintenance"]):
+    def begin(self, name: str, *, at_most_every: float) -> bool:
+        """Write down that a pass begins, unless one began within so many seconds; whether it did not."""
+        self.bulk_create([Maintenance(name=name)], ignore_conflicts=True)
+        old = Q(last_started_at=None) | Q(last_started_at__lte=Now() - timedelta(seconds=at_most_every))
+        return bool(self.filter(old, name=name).update(last_started_at=Now()))
+
+    def finish(self, name: str, *, worker: str) -> None:
+        """Write down that the pass is over, and who ran it."""
+        self.filter(name=name).update(last_finished_at=Now(), worker=worker)
+
+
 class Maintenance(models.Model):
-    """One row per periodic pass: who ran it last, and when. Its row lock keeps two from running at once."""
+    """One row per periodic pass: who ran it last, and when; passes do no harm side by side."""
 
     name = models.CharField(max_length=40, primary_key=True)
     last_started_at = models.DateTimeField(null=True, blank=True)
     last_finished_at = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=200, blank=True, default="")
+
+    objects = MaintenanceQuerySet.as_manager()
 
     class Meta:
         verbose_name_plural = "maintenance"

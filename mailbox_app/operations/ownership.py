@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mailbox_app.errors import LeaseLost
+from django.db import transaction
+
+from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Thread
+from mailbox_app.models.dispatch import DispatchQuerySet
 from mailbox_app.states import DispatchStatus
 
 
@@ -28,6 +31,8 @@ class Claim:
     attempt: int
     # Strictly increasing per thread: protects a team's own side effects against code that lost its lease.
     fence: int
+    # Whether this turn was begun before: its journal may hold something.
+    replays: bool
     messages: Sequence[Message]
     # The first number of this turn's input: history ends before it.
     first_seq: int
@@ -39,12 +44,28 @@ class Claim:
 
 @contextmanager
 def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
-    """Hold the fence of the claim's thread and prove the claim; raises LeaseLost, and then nothing is written."""
+    """Hold the fence of the claim's thread and prove the claim; raises LeaseLost, and then nothing is written.
+
+    Raises Permanent inside a transaction of the agent's own: the fence would be held through the agent's code, and what
+    was recorded could be rolled back.
+    """
+    if transaction.get_connection().in_atomic_block and not _is_testcase():
+        raise Permanent("a verb of the context was called inside transaction.atomic(); call it outside")
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = Dispatch.objects.held_by(claim.token).select_related("run").first()
+        dispatch = held(claim).select_related("run").first()
         if dispatch is None:
             raise lost(claim)
         yield thread, dispatch
+
+
+def held(claim: Claim) -> DispatchQuerySet:
+    """The claim's dispatch while it owns it; empty once the lease was lost."""
+    return Dispatch.objects.filter(pk=claim.dispatch_id).held_by(claim.token)
+
+
+def _is_testcase() -> bool:
+    """Whether the transactions open are only those in which a TestCase wraps its tests; durable blocks ask the same."""
+    return all(getattr(block, "_from_testcase", False) for block in transaction.get_connection().atomic_blocks)
 
 
 def has_ended(claim: Claim, *ends: DispatchStatus) -> bool:

@@ -7,8 +7,10 @@ its journal. Should the first worker have been only asleep, its token now owns n
 refused. A dispatch that costs `max_lost` workers their lease is a dead letter.
 """
 
+import logging
 import uuid
 
+from django.db import InterfaceError, OperationalError
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -23,7 +25,16 @@ from mailbox_app.telemetry import observe
 def reclaim() -> int:
     """Take back up to one batch of expired claims, one transaction a thread; returns how many."""
     expired = Dispatch.objects.expired().order_by("lease_until", "id").values_list("thread_id", flat=True)
-    return sum(_reclaim_on(thread_id) for thread_id in list(expired[: conf.batch_size]))
+    reclaimed = 0
+    for thread_id in list(expired[: conf.batch_size]):
+        try:
+            reclaimed += _reclaim_on(thread_id)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # one bad row keeps no other lease from being taken back
+            facts = {"thread_id": thread_id, "error": type(error).__name__, "message": str(error)[:200]}
+            observe("reclaim.failed", level=logging.ERROR, **facts)
+    return reclaimed
 
 
 def repair() -> int:
@@ -52,7 +63,7 @@ def repair() -> int:
         pass  # leaving the fence judges each thread again
     repaired = [thread for thread in threads if thread.due_at or thread.wakes_at or thread.blocked_reason]
     for thread in repaired:
-        observe("thread.flag_repaired", level=40, thread_id=thread.pk)
+        observe("thread.flag_repaired", level=logging.ERROR, thread_id=thread.pk)
         hints.tell(thread)
     return len(repaired)
 
@@ -60,45 +71,43 @@ def repair() -> int:
 def signal() -> int:
     """Wake a worker for every queue that has due work, as many times as it has slots and threads; returns how many.
 
-    Makes up for each signal that was lost. The flag is not asked: it may stand for a signal the broker has lost.
+    Makes up for each signal that was lost. Never more than there are slots wait in the queue: nobody would be there to
+    take them, and they would pile up.
     """
     sent = 0
     for queue, slots in _slots_by_queue().items():
-        waiting = Thread.objects.due(queue).values_list("pk", flat=True)[:slots]
-        for _ in range(len(waiting)):
-            hints.wake(queue, even_if_flagged=True)
-            sent += 1
+        threads = len(Thread.objects.due(queue).values_list("pk", flat=True)[:slots])
+        sent += hints.fill(queue, signals=threads)
     return sent
 
 
 def _reclaim_on(thread_id: uuid.UUID) -> int:
-    reclaimed = 0
     with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
         for thread in threads:
             # The row is locked too: a renewal takes no fence, and one that came first has saved the claim.
             expired = Dispatch.objects.filter(thread=thread).expired().select_related("run")
             dispatch = expired.select_for_update(no_key=True, of=("self",)).first()
             if dispatch is None:
-                continue
+                return 0
             # What ends the claim here must not look to its worker like the end it gave it itself.
             Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)
-            reclaimed += 1
             dispatch.lost_count += 1
             reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
-            observe("lease.expired", level=30, dispatch_id=dispatch.pk, worker=dispatch.claimed_by)
+            worker, dispatch_id = dispatch.claimed_by, dispatch.pk
             if dispatch.cancel_requested_at is not None:
                 settle.cancel(thread, dispatch)
             elif dispatch.lost_count >= conf.max_lost:
                 settle.bury(thread, dispatch, code="lost", message=f"{reason}; lost {dispatch.lost_count} times")
             else:
-                dispatch.rows.move(
+                dispatch.rows.must_move(
                     RECLAIM, lost_count=dispatch.lost_count, last_error=reason, available_at=Now(), **UNCLAIMED
                 )
                 thread.active_run_id = None
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="expired_lease_reclaimed")
     for thread in threads:
+        observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
         hints.tell(thread)
-    return reclaimed
+    return len(threads)
 
 
 def _slots_by_queue() -> dict[str, int]:

@@ -15,7 +15,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Run, TerminationType, Thread
 from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, has_ended, lost
+from mailbox_app.operations.ownership import Claim, has_ended, held, lost
 from mailbox_app.states import ACK, DEAD_LETTER, FINISH, NACK, STOP, DispatchStatus, RunStatus
 
 # After the 8th failure the backoff grows no more: 2^7 of the first delay.
@@ -30,7 +30,7 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     """
     termination = {"type": TerminationType.NATURAL_END}
     with Thread.objects.fence(claim.thread_id) as thread:
-        moved = Dispatch.objects.held_by(claim.token).move(
+        moved = held(claim).move(
             ACK,
             completed_at=Now(),
             run_status=RunStatus.DONE,
@@ -58,10 +58,11 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     hints.tell(thread)
 
 
-def nack(claim: Claim, *, code: str, message: str, retry_after: float | None = None) -> None:
+def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after: float | None = None) -> None:
     """The activation failed and may succeed later: queue it again after its backoff, or bury it at `max_attempts`.
 
-    `retry_after` (seconds) replaces the backoff. A run that somebody asked to cancel is not tried again.
+    `message` is told to everyone who may see the run, `detail` to operators alone. `retry_after` (seconds) replaces the
+    backoff. A run that somebody asked to cancel is not tried again.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = _held(claim, DispatchStatus.QUEUED, DispatchStatus.DEAD_LETTER, DispatchStatus.CANCELLED)
@@ -71,14 +72,14 @@ def nack(claim: Claim, *, code: str, message: str, retry_after: float | None = N
             cancel(thread, dispatch)
         elif dispatch.attempt_count + 1 >= dispatch.max_attempts:
             dispatch.attempt_count += 1
-            bury(thread, dispatch, code=code, message=message)
+            bury(thread, dispatch, code=code, message=message, detail=detail)
         else:
             dispatch.attempt_count += 1
             delay = backoff(dispatch.attempt_count) if retry_after is None else retry_after
-            dispatch.rows.move(
+            dispatch.rows.must_move(
                 NACK,
                 attempt_count=dispatch.attempt_count,
-                last_error=f"{code}: {message}",
+                last_error=f"{code}: {detail or message}",
                 available_at=Now() + timedelta(seconds=delay),
                 **UNCLAIMED,
             )
@@ -94,7 +95,7 @@ def nack(claim: Claim, *, code: str, message: str, retry_after: float | None = N
     hints.tell(thread)
 
 
-def dead_letter(claim: Claim, *, code: str, message: str) -> None:
+def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> None:
     """The activation failed for good: bury it, with the error on dispatch and run."""
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = _held(claim, DispatchStatus.DEAD_LETTER)
@@ -102,7 +103,7 @@ def dead_letter(claim: Claim, *, code: str, message: str) -> None:
             return
         # A failure uses an attempt, also the one that ends it.
         dispatch.attempt_count = min(dispatch.attempt_count + 1, dispatch.max_attempts)
-        bury(thread, dispatch, code=code, message=message)
+        bury(thread, dispatch, code=code, message=message, detail=detail)
     hints.tell(thread)
 
 
@@ -116,7 +117,7 @@ def stopped(claim: Claim) -> None:
     hints.tell(thread)
 
 
-def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
+def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:
     """Make a claimed dispatch a dead letter and end its run with the error; under the fence.
 
     Input the run has not read is frozen first, so that a replay reads what this run would have.
@@ -124,12 +125,12 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None
     run = dispatch.run
     freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
     error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
-    dispatch.rows.move(
+    dispatch.rows.must_move(
         DEAD_LETTER,
         completed_at=Now(),
         attempt_count=dispatch.attempt_count,
         lost_count=dispatch.lost_count,
-        last_error=f"{code}: {message}",
+        last_error=f"{code}: {detail or message}",
         run_status=RunStatus.DONE,
         termination=termination,
         error=error,
@@ -141,7 +142,7 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
     """End a claimed dispatch and its run as cancelled; under the fence."""
     termination = {"type": TerminationType.CANCELLED}
-    dispatch.rows.move(STOP, completed_at=Now(), run_status=RunStatus.DONE, termination=termination, **UNCLAIMED)
+    dispatch.rows.must_move(STOP, completed_at=Now(), run_status=RunStatus.DONE, termination=termination, **UNCLAIMED)
     _end_run(thread, dispatch, Kind.RUN_CANCELLED, termination=termination)
 
 
@@ -153,7 +154,7 @@ def backoff(failures: int) -> float:
 
 def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, **outcome: Any) -> None:
     run = dispatch.run
-    Run.objects.filter(pk=run.pk).move(FINISH, finished_at=Now(), **outcome)
+    Run.objects.filter(pk=run.pk).must_move(FINISH, finished_at=Now(), **outcome)
     thread.active_run_id = thread.open_run_id = None
     facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
     emit.of_dispatch(thread, kind, dispatch, **facts)
@@ -161,7 +162,7 @@ def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, **outcome: Any) -> 
 
 def _held(claim: Claim, *ends: DispatchStatus) -> Dispatch | None:
     """The dispatch the claim owns; None when this very claim has already ended in one of these ways."""
-    dispatch = Dispatch.objects.held_by(claim.token).select_related("run").first()
+    dispatch = held(claim).select_related("run").first()
     if dispatch is None and not has_ended(claim, *ends):
         raise lost(claim)
     return dispatch

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import IntegrityError, OperationalError, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
@@ -20,6 +20,11 @@ _FURTHEST = timedelta(days=366)
 # SQLSTATE of deadlock_detected and serialization_failure.
 _LOST_TO_ANOTHER = ("40P01", "40001")
 _DEADLOCK_ATTEMPTS = 3
+# In the order of the hashes, so that two submissions with several keys take them alike. The ORM has no advisory locks.
+_RESERVE = """
+    SELECT pg_advisory_xact_lock(hash)
+    FROM (SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest(%(names)s::text[]) AS name ORDER BY 1) AS hashes
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +56,8 @@ def run(
 ) -> Receipt:
     """Queue a run that answers the messages; it is durable when the transaction, maybe the caller's own, commits.
 
-    1. check the input; 2. find or make the thread; 3. take its fence; 4. resolve the agent and refuse what must be
-    refused; 5. write messages, run, dispatch and event; 6. after commit, wake a worker.
+    1. check the input; 2. reserve its unique keys, find or make the thread; 3. take its fence; 4. resolve the agent and
+    refuse what must be refused; 5. write messages, run, dispatch and event; 6. after commit, wake a worker.
 
     `thread_id` names an existing thread, `thread_key` one that is made if it is missing; neither: a new thread. A blank
     `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue", or "reject" while the
@@ -95,8 +100,12 @@ def run(
             metadata=metadata,
         )
 
+    unique = [f"dedupe_key:{dedupe_key}"] if dedupe_key is not None else []
+    unique += [f"client_id:{one.client_id}" for one in checked if one.client_id is not None]
+
     def write() -> Receipt:
         with transaction.atomic():
+            _reserve(scope, unique)
             with Thread.objects.fence(_thread(scope, wanted_id, wanted_key), scope=scope) as thread:
                 spec = specify(thread)
                 if if_active == "reject" and thread.open_run_id is not None:
@@ -157,6 +166,16 @@ def agent_options(name: str) -> dict[str, Any]:
     if latest is None:
         raise UnknownAgent(name)
     return dict(latest.options)
+
+
+def _reserve(scope: str, names: Sequence[str]) -> None:
+    """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
+
+    The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
+    """
+    if names:
+        with connection.cursor() as cursor:
+            cursor.execute(_RESERVE, {"names": [f"mailbox:{scope}:{name}" for name in names]})
 
 
 def _thread(scope: str, thread_id: uuid.UUID | None, key: str | None) -> uuid.UUID:

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def _a_closed_breaker() -> Iterator[None]:
-    channel.breaker.reset()
+    channel.forget_failures()
     yield
-    channel.breaker.reset()
+    channel.forget_failures()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from celery import Celery, current_app
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, router
 from django.test import override_settings
 from psycopg import IsolationLevel
 
@@ -138,6 +138,30 @@ def test_mailbox_E007_pickle_is_spoken(option: str, value: Any, celery_app: Cele
     celery_app.conf[option] = value
     assert [(one.id, one.level, one.msg) for one in found()] == [
         ("mailbox.E007", ERROR, f"Celery's {option} has pickle.")
+    ]
+
+
+class Elsewhere:
+    """A router that reads from a replica, as Django's documentation shows it."""
+
+    def db_for_read(self, model: Any, **_: Any) -> str:
+        return "replica"
+
+
+def test_mailbox_E008_a_router_sends_our_tables_elsewhere(  # noqa: N802
+    celery_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "routers", [Elsewhere()])
+    assert [(one.id, one.level, one.msg) for one in found()] == [
+        ("mailbox.E008", ERROR, "A database router puts Mailbox's tables elsewhere: read on 'replica'.")
+    ]
+
+
+@pytest.mark.parametrize("option", ["task_time_limit", "task_soft_time_limit"])
+def test_mailbox_W003_celery_limits_the_time_of_runs(option: str, celery_app: Celery) -> None:  # noqa: N802
+    celery_app.conf[option] = 300
+    assert [(one.id, one.level, one.msg) for one in found()] == [
+        ("mailbox.W003", WARNING, f"Celery's {option} is 300 seconds.")
     ]
 
 

@@ -25,11 +25,11 @@ LIMIT = 1.5
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     """No breaker and no connection of another test."""
-    channel.breaker.reset()
+    channel.forget_failures()
     hints._pools.clear()
     channel._clients.clear()
     yield
-    channel.breaker.reset()
+    channel.forget_failures()
     hints._pools.clear()
     channel._clients.clear()
 
@@ -71,10 +71,25 @@ def test_signals_are_coalesced_until_one_arrives(queue: str) -> None:
     assert waiting(queue) == 2
 
 
-def test_the_sweep_s_signal_does_not_ask_the_flag(queue: str) -> None:
-    hints.wake(queue)
-    hints.wake(queue, even_if_flagged=True)
+def test_the_sweep_fills_a_queue_up_whatever_its_flag_says(queue: str) -> None:
+    assert channel.raise_flag(queue)
+    assert hints.fill(queue, signals=2) == 2
     assert waiting(queue) == 2
+
+
+def test_signals_that_nobody_takes_do_not_pile_up(queue: str) -> None:
+    assert [hints.fill(queue, signals=3) for _ in range(4)] == [3, 0, 0, 0]
+    assert waiting(queue) == 3
+
+
+def test_a_dead_redis_for_hints_silences_no_healthy_broker(queue: str, own_redis: Redis, settings: Any) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        broker(settings, own_redis.url, redis_url=f"redis://127.0.0.1:{unused.getsockname()[1]}/0")
+    hints.wake(queue)
+    hints.wake(queue)
+    assert hints.fill(queue, signals=5) == 3
+    assert redis.Redis.from_url(own_redis.url).llen(queue) == 5
 
 
 def test_the_flag_falls_by_itself(queue: str, settings: Any) -> None:
@@ -90,7 +105,7 @@ def test_a_closed_port_costs_little_once_and_then_nothing(queue: str, settings: 
         url = f"redis://127.0.0.1:{unused.getsockname()[1]}/0"
     broker(settings, url)
     assert timed_wake(queue) < LIMIT
-    assert channel.breaker.is_open()
+    assert channel.breaker_of(hints._broker_url()).is_open()
     assert timed_wake(queue) < 0.05
 
 
@@ -101,7 +116,7 @@ def test_a_broker_that_is_not_our_redis_costs_little_once_too(queue: str, settin
         url = f"redis://127.0.0.1:{unused.getsockname()[1]}/0"
     broker(settings, url, redis_url="")
     assert timed_wake(queue) < LIMIT
-    assert channel.breaker.is_open()
+    assert channel.breaker_of(hints._broker_url()).is_open()
     assert timed_wake(queue) < 0.05
 
 
@@ -114,7 +129,7 @@ def test_a_frozen_broker_costs_about_a_second_once(
     os.kill(own_redis.pid, signal.SIGSTOP)
     try:
         assert timed_wake(queue) < LIMIT
-        assert channel.breaker.is_open()
+        assert channel.breaker_of(hints._broker_url()).is_open()
         assert timed_wake(queue) < 0.05
     finally:
         os.kill(own_redis.pid, signal.SIGCONT)
@@ -141,9 +156,9 @@ def test_the_breaker_closes_again_and_signals_go_out(queue: str, own_redis: Redi
     broker(settings, own_redis.url, broker_retry_seconds=0.2)
     own_redis.stop()
     hints.wake(queue)
-    assert channel.breaker.is_open()
+    assert channel.breaker_of(hints._broker_url()).is_open()
     own_redis.start()
-    until(lambda: not channel.breaker.is_open(), "the breaker closes")
+    until(lambda: not channel.breaker_of(hints._broker_url()).is_open(), "the breaker closes")
     hints.wake(queue)
     assert waiting(queue) == 1
 
@@ -153,8 +168,7 @@ def test_a_restarted_broker_is_found_again_by_the_open_connections(queue: str, o
     hints.wake(queue)
     own_redis.stop()
     own_redis.start()
-    for _ in range(3):
-        hints.wake(queue, even_if_flagged=True)
+    until(lambda: hints.fill(queue, signals=1) or waiting(queue), "a signal gets through")
     assert waiting(queue) >= 1
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _closed_breaker() -> None:
-    channel.breaker.reset()
+    channel.forget_failures()
 
 
 def test_deltas_arrive_with_their_attempt_and_offset_and_are_stored_nowhere(perform: Perform) -> None:

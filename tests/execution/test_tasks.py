@@ -2,10 +2,12 @@
 
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
+from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel, hints, tasks
 from mailbox_app.conf import conf
@@ -23,9 +25,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def queue(settings: Any) -> Iterator[str]:
     name = f"queue-{uuid.uuid4()}"
     settings.MAILBOX = {**settings.MAILBOX, "default_queue": name}
-    channel.breaker.reset()
+    channel.forget_failures()
     yield name
-    channel.breaker.reset()
+    channel.forget_failures()
 
 
 def waiting(queue: str) -> int:
@@ -152,6 +154,9 @@ def test_the_tick_promotes_what_is_due_by_now_and_wakes_a_worker(queue: str) -> 
     tasks.due_tick.apply()
     assert scene.flag(failed) == scene.WAKING
     scene.make_available(failed)
+    tasks.due_tick.apply()
+    assert scene.flag(failed) == scene.WAKING, "a tick so soon after another one does nothing"
+    Maintenance.objects.update(last_started_at=Now() - timedelta(seconds=1))
     tasks.due_tick.apply()
     assert (scene.flag(failed)[0], waiting(queue)) == (True, 1)
 

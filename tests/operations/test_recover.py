@@ -150,7 +150,7 @@ def test_a_queue_with_due_work_gets_a_signal_for_each_thread_up_to_its_slots(
     due: int, workers: list[int], sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[str] = []
-    monkeypatch.setattr(hints, "wake", lambda queue, even_if_flagged: woken.append(queue))
+    monkeypatch.setattr(hints, "fill", lambda queue, signals: woken.extend([queue] * signals) or signals)
     for slots in workers:
         worker = given.registration(queues=["mailbox.default", "idle"], slots=slots)
         given.registration(worker=worker.worker, agent="analyst", queues=worker.queues, slots=slots)
@@ -163,7 +163,8 @@ def test_a_queue_with_due_work_gets_a_signal_for_each_thread_up_to_its_slots(
 def test_a_signal_that_nobody_got_is_sent_although_the_flag_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(hints.current_app, "send_task", lambda name, queue, **_: sent.append(queue))
-    channel.breaker.reset()
+    monkeypatch.setattr(hints, "_waiting", lambda queue, publisher: 0)
+    channel.forget_failures()
     scene.post()
     channel.raise_flag("mailbox.default")
     hints.wake("mailbox.default")

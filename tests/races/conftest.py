@@ -10,4 +10,4 @@ from mailbox_app import channel
 @pytest.fixture(autouse=True)
 def _no_signals(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Hints may be lost at any time; here all of them are."""
-    monkeypatch.setattr(channel.breaker, "is_open", lambda: True)
+    monkeypatch.setattr(channel.Breaker, "is_open", lambda self: True)

@@ -85,10 +85,12 @@ def test_a_settle_sent_twice_at_once_happens_once(verb: str) -> None:
 
 def test_two_rivals_of_one_journal_slot_write_it_once() -> None:
     claim = scene.posted_and_taken()
-    with transaction.atomic():
-        checkpoint.say(claim, scene.entry("message", verb="say"), "once")
-        rival = start(checkpoint.say, claim, scene.entry("message", verb="say"), "twice")
+    with Thread.objects.fence(claim.thread_id):
+        first = start(checkpoint.say, claim, scene.entry("message", verb="say"), "once")
         await_waiting()
+        rival = start(checkpoint.say, claim, scene.entry("message", verb="say"), "twice")
+        await_waiting(2)
+    first.result(20)
     with pytest.raises(Exception, match="journal_entry_once_per_use"):
         rival.result(20)
     assert scene.log(claim) == [(1, "user", "hello there"), (2, "assistant", "once")]

@@ -164,8 +164,6 @@ class DispatchSerializer(serializers.Serializer[Dispatch]):
     lost_count = serializers.IntegerField(help_text="Workers lost so far.")
     max_attempts = serializers.IntegerField()
     available_at = Instant(help_text="Not started before; the next attempt's time while it backs off.")
-    last_error = serializers.CharField(allow_blank=True)
-    claimed_by = serializers.CharField(allow_blank=True, help_text="The worker that executes it now.")
     lease_until = Instant(allow_null=True)
     completed_at = Instant(allow_null=True)
 
