@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from mailbox_app.devtools.client import Answer, request
 from mailbox_app.devtools.files import open_private, read, tail
 from mailbox_app.devtools.processes import end, spawn, wait_until
@@ -159,16 +161,24 @@ class StackProcess:
 
 def descendants(pid: int) -> set[int]:
     """The pids of a process and of everything it started, directly or not."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = [(int(child), int(parent)) for child, parent in map(str.split, listed.splitlines())]
-    found = {pid}
-    while more := {child for child, parent in parents if parent in found} - found:
-        found |= more
-    return found
+    try:
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return {pid}
 
 
 def living(pids: set[int]) -> set[int]:
     """Those of the pids that still run; one that has ended and was not yet collected by its parent does not."""
-    names = ",".join(map(str, pids)) or "0"
-    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-p", names], capture_output=True, text=True).stdout
-    return {int(pid) for pid, state in map(str.split, listed.splitlines()) if not state.startswith("Z")}
+    return {pid for pid in pids if _state(pid) not in (None, psutil.STATUS_ZOMBIE)}
+
+
+def command_lines() -> str:
+    """What everyone on this machine can read of the processes that run."""
+    return "\n".join(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+
+
+def _state(pid: int) -> str | None:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return None

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -18,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailbox_app.devtools import account, binaries
-from mailbox_app.devtools.probes import descendants, living
+from mailbox_app.devtools.probes import command_lines, descendants, living
 from mailbox_app.devtools.processes import FolderInUse, Ownership, free_port, owner_of, wait_until
 from mailbox_app.devtools.servers import Redis, Servers, destroy, temporary_servers
 
@@ -75,7 +76,8 @@ def test_both_listen_on_loopback_only(running: Servers) -> None:
 
 
 def test_passwords_are_in_private_files_and_on_no_command_line(running: Servers) -> None:
-    listed = subprocess.run(["ps", "-e", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    listed = command_lines()
+    assert "postgres" in listed
     known = running.postgres.folder / "servers.json"
     assert stat.S_IMODE(known.stat().st_mode) == 0o600
     assert stat.S_IMODE((running.redis.data / "redis.conf").stat().st_mode) == 0o600
@@ -87,9 +89,8 @@ def test_passwords_are_in_private_files_and_on_no_command_line(running: Servers)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root drops its rights")
 def test_root_runs_the_servers_as_nobody(running: Servers) -> None:
-    pids = f"{running.postgres.pid},{running.redis.pid}"
-    users = subprocess.run(["ps", "-o", "user=", "-p", pids], capture_output=True, text=True, check=True).stdout
-    assert users.split() == ["nobody", "nobody"]
+    pids = [running.postgres.pid, running.redis.pid]
+    assert [psutil.Process(pid).username() for pid in pids] == ["nobody", "nobody"]
 
 
 def test_a_second_owner_of_the_folder_is_refused(running: Servers) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from mailbox_app.devtools.client import request
-from mailbox_app.devtools.probes import StackProcess, descendants, living
+from mailbox_app.devtools.probes import StackProcess, command_lines, descendants, living
 from mailbox_app.devtools.processes import wait_until
 from mailbox_app.devtools.servers import Servers
 from mailbox_app.devtools.state import NotOurs, StateFolder
@@ -51,7 +51,8 @@ def test_secrets_are_in_files_of_their_owner_only(stack: StackProcess) -> None:
     private = ["stack.json", "environment.json", "secrets.json", "demo-token", "demo-password"]
     modes = {name: stat.S_IMODE((stack.state_dir / name).stat().st_mode) for name in private}
     assert modes == dict.fromkeys(private, 0o600)
-    listed = subprocess.run(["ps", "-e", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    listed = command_lines()
+    assert "uvicorn" in listed
     for secret in (stack.token, stack.facts["flower"]["password"], stack.facts["demo"]["password"]):
         assert len(secret) >= 16
         assert secret not in listed
