@@ -62,10 +62,12 @@ def passes() -> dict[str, dict[str, Any]]:
 
 
 def _complete(sender: Any, **_: Any) -> None:
-    given = sender.conf.without_defaults()
+    found = sender.conf
+    # Celery's own without_defaults() forgets the namespace, and so finds none of the settings given with one.
+    given = type(found)({}, found.maps[:-1], found._keys, found.prefix)
     for name, value in options().items():
         if name not in given:
-            sender.conf[name] = value
+            found[name] = value
         elif isinstance(value, dict):
-            sender.conf[name] = {**value, **given[name]}
-    sender.conf.beat_schedule = {**passes(), **(sender.conf.beat_schedule or {})}
+            found[name] = {**value, **(given[name] or {})}
+    found.beat_schedule = {**passes(), **(found.beat_schedule or {})}

@@ -19,7 +19,7 @@ from mailbox_app.execution.live import LiveText
 from mailbox_app.models import JournalEntry, Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, inputs
 from mailbox_app.operations.checkpoint import Record
-from mailbox_app.operations.ownership import Claim
+from mailbox_app.operations.ownership import Claim, refuse_transaction
 from mailbox_app.telemetry import observe
 
 Result = TypeVar("Result")
@@ -227,6 +227,7 @@ class Context:
     def _entry(self, verb: str, name: str, key: str | None, arguments: Any) -> Record:
         """The journal's name for this use of a verb; refused here, before any effect, if it cannot have one."""
         self._check()
+        refuse_transaction()
         inputs.text(f"name of a {verb}", name)
         if _step.get() is not None:
             raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")

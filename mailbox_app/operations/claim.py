@@ -131,7 +131,7 @@ def _claim_among(
             except (OperationalError, InterfaceError):
                 raise
             except Exception as error:
-                facts = {"thread_id": thread.pk, "error": type(error).__name__, "message": str(error)[:200]}
+                facts = {"thread_id": thread.pk, "error": type(error).__name__}
                 observe("claim.failed", level=logging.ERROR, **facts)
                 raise _Unclaimable(thread.pk) from error
             if claim is not None:

@@ -49,8 +49,7 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
     Raises Permanent inside a transaction of the agent's own: the fence would be held through the agent's code, and what
     was recorded could be rolled back.
     """
-    if transaction.get_connection().in_atomic_block and not _is_testcase():
-        raise Permanent("a verb of the context was called inside transaction.atomic(); call it outside")
+    refuse_transaction()
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = held(claim).select_related("run").first()
         if dispatch is None:
@@ -61,6 +60,12 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 def held(claim: Claim) -> DispatchQuerySet:
     """The claim's dispatch while it owns it; empty once the lease was lost."""
     return Dispatch.objects.filter(pk=claim.dispatch_id).held_by(claim.token)
+
+
+def refuse_transaction() -> None:
+    """Raise Permanent inside a transaction of the agent's own."""
+    if transaction.get_connection().in_atomic_block and not _is_testcase():
+        raise Permanent("a verb of the context was called inside transaction.atomic(); call it outside")
 
 
 def _is_testcase() -> bool:

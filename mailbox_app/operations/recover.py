@@ -32,7 +32,7 @@ def reclaim() -> int:
         except (OperationalError, InterfaceError):
             raise
         except Exception as error:  # one bad row keeps no other lease from being taken back
-            facts = {"thread_id": thread_id, "error": type(error).__name__, "message": str(error)[:200]}
+            facts = {"thread_id": thread_id, "error": type(error).__name__}
             observe("reclaim.failed", level=logging.ERROR, **facts)
     return reclaimed
 

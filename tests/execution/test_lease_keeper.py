@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError
 
 from mailbox_app.errors import LeaseLost, Stop
 from mailbox_app.execution import Context, runner
@@ -19,7 +19,7 @@ from mailbox_app.operations import claim, recover, settle
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
-from tests.races.actors import start, until
+from tests.races.actors import lose_connection, start, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -140,8 +140,8 @@ def test_a_renewal_whose_backend_is_terminated_is_made_up_for() -> None:
 
     def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
         if not killed:
-            killed.append(backend())
-            start(terminate, killed[0]).result(20)
+            killed.append(True)
+            lose_connection()
         return claim.renew(tokens=tokens)
 
     with hold(LeaseKeeper(renew), one, stops):
@@ -149,20 +149,9 @@ def test_a_renewal_whose_backend_is_terminated_is_made_up_for() -> None:
     assert stops == []
 
 
-def backend() -> int:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        return int(cursor.fetchone()[0])
-
-
-def terminate(pid: int) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-
-
 def test_a_settle_whose_connection_is_terminated_is_told_again(perform: Perform) -> None:
     def agent(ctx: Context) -> str:
-        start(terminate, backend()).result(20)
+        lose_connection()
         return "done"
 
     one = perform(agent)

@@ -81,6 +81,23 @@ def backends_waiting() -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
+def backend() -> int:
+    """The process id of this thread's connection, at the server."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+def terminate(pid: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+
+def lose_connection() -> None:
+    """Have the server end this thread's connection, which does not know it yet; as a failover or a proxy would."""
+    start(terminate, backend()).result(20)
+
+
 def await_waiting(count: int = 1) -> None:
     until(lambda: len(backends_waiting()) >= count, f"{count} connection(s) wait for a lock")
 

@@ -1,0 +1,146 @@
+"""claim: neither somebody's locks nor one bad row keep the rest of a queue from being claimed."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from django.db import OperationalError, transaction
+
+from mailbox_app import channel, tasks
+from mailbox_app.conf import conf
+from mailbox_app.models import Dispatch, Run, Thread
+from mailbox_app.operations import claim, settle
+from mailbox_app.operations.submit import Receipt
+from tests.operations import scene
+from tests.races.actors import start
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def queue(settings: Any) -> Iterator[str]:
+    name = f"queue-{uuid.uuid4()}"
+    settings.MAILBOX = {**settings.MAILBOX, "default_queue": name}
+    channel.forget_failures()
+    yield name
+    channel.forget_failures()
+
+
+def waiting(queue: str) -> int:
+    return int(redis.Redis.from_url(conf.redis_url).llen(queue))
+
+
+@contextmanager
+def held(*of: Receipt) -> Iterator[None]:
+    """Another connection holds these threads in a transaction of its own."""
+    locked, release = threading.Event(), threading.Event()
+
+    def importer() -> None:
+        with transaction.atomic():
+            list(Thread.objects.select_for_update(no_key=True).filter(pk__in=[one.thread_id for one in of]))
+            locked.set()
+            release.wait(30)
+
+    holding = start(importer)
+    try:
+        assert locked.wait(20)
+        yield
+    finally:
+        release.set()
+        holding.result(20)
+
+
+def bad(of: Receipt) -> Receipt:
+    """A run whose head cannot be claimed: a restored table or a raw edit made its state a list."""
+    Run.objects.filter(pk=of.run_id).update(state=[1])
+    return of
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_threads_that_others_hold_do_not_keep_the_next_one_from_being_claimed(count: int) -> None:
+    front = [scene.post() for _ in range(count)]
+    behind = scene.post()
+    with held(*front):
+        assert scene.taken().run_id == behind.run_id
+        found = claim.due(queue=scene.QUEUE, agents=["echo"], worker=scene.WORKER, tokens=[uuid.uuid4()])
+        assert (found.claims, found.has_more) == ([], True), "look again: what is left is held by others"
+    assert scene.taken().run_id == front[0].run_id
+
+
+def test_a_head_that_cannot_be_claimed_keeps_no_other_waiting_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    broken = bad(scene.post("bad"))
+    others = [scene.post("good") for _ in range(3)]
+    with caplog.at_level(logging.ERROR, "mailbox"):
+        assert [scene.taken().run_id for _ in others] == [one.run_id for one in others]
+    facts = [record.mailbox for record in caplog.records if record.message.startswith("claim.failed ")]
+    assert [(one["thread_id"], one["error"]) for one in facts] == [(broken.thread_id, "TypeError")] * 3
+    assert (scene.dispatch(broken).status, scene.run(broken).status, scene.log(broken)) == ("queued", "created", [])
+
+
+def test_a_batch_with_one_bad_head_is_claimed_without_it() -> None:
+    first = scene.post()
+    bad(scene.post())
+    last = scene.post()
+    found = claim.due(
+        queue=scene.QUEUE, agents=["echo"], worker=scene.WORKER, tokens=[uuid.uuid4(), uuid.uuid4(), uuid.uuid4()]
+    )
+    assert [one.run_id for one in found.claims] == [first.run_id, last.run_id]
+    assert found.has_more is False
+
+
+def test_a_queue_in_which_only_bad_heads_are_due_ends_the_worker_s_round(queue: str) -> None:
+    for _ in range(9):
+        bad(scene.post())
+    with scene.nothing_changes():
+        assert tasks.execute.apply().get() == 0
+
+
+def test_what_is_handed_back_is_queued_again_at_no_cost() -> None:
+    one = scene.posted_and_taken()
+    assert claim.hand_back(tokens=[uuid.uuid4(), one.token]) == 1
+    dispatch, thread = scene.dispatch(one), scene.thread(one)
+    assert (dispatch.status, dispatch.claim_token, dispatch.lease_until) == ("queued", None, None)
+    assert (dispatch.attempt_count, dispatch.lost_count) == (0, 0)
+    assert (thread.active_run_id, thread.open_run_id, scene.flag(one)) == (None, one.run_id, scene.DUE)
+    event = scene.last_event(one)
+    assert (event.kind, event.payload["reason"]) == ("RunRescheduled", "handed_back")
+    next_one = scene.taken()
+    assert (next_one.run_id, next_one.attempt, next_one.messages) == (one.run_id, 1, one.messages)
+
+
+def test_tokens_that_own_nothing_hand_nothing_back() -> None:
+    over, kept = scene.posted_and_taken(), scene.posted_and_taken()
+    settle.complete(over)
+    with scene.nothing_changes():
+        assert claim.hand_back(tokens=[over.token, uuid.uuid4()]) == 0
+        assert claim.hand_back(tokens=[]) == 0
+    settle.complete(kept)
+
+
+def test_a_claim_whose_commit_was_not_answered_is_handed_back_at_once(
+    queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted = scene.post()
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    due, lost = claim.due, []
+
+    def committed(**given: Any) -> claim.Claimed:
+        found = due(**given)
+        if not lost:
+            lost.append(Dispatch.objects.get(pk=posted.dispatch_id).status)
+            raise OperationalError("server closed the connection unexpectedly")
+        return found
+
+    monkeypatch.setattr(claim, "due", committed)
+    assert tasks.execute.apply().state == "FAILURE"
+    dispatch = scene.dispatch(posted)
+    assert (lost, dispatch.status) == (["claimed"], "queued")
+    assert (dispatch.attempt_count, dispatch.lost_count) == (0, 0)
+    assert waiting(queue) == 1, "another worker is woken"
+    assert tasks.execute.apply().get() == 1
+    assert scene.run(posted).final_output == "hello there"
