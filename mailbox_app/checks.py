@@ -22,7 +22,7 @@ _PICKLE = {"pickle", "application/x-python-serialize"}
 _MAINTENANCE = {"mailbox.due_tick", "mailbox.sweep", "mailbox.gc"}
 _APPLY = (
     "Call mailbox_app.celeryconf.configure(app) in the project's celery.py, "
-    "and import that app in the project's __init__.py; where a setting of the project's own says otherwise, change that."
+    "and import that app in the project's __init__.py; change a setting of the project's own that says otherwise."
 )
 
 

@@ -6,6 +6,7 @@ stack through its state file.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,19 @@ MAILBOX: dict[str, Any] = {
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
 
+
+def _is_no_tick(record: logging.LogRecord) -> bool:
+    """Beat tells of each task it sends, one a second; the table of maintenance passes says when they last ran."""
+    return not str(record.msg).startswith("Scheduler: Sending due task")
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     # Celery would tell of each signal and tick; what happens to a run is told by the logger "mailbox".
     "loggers": {"celery.app.trace": {"level": "WARNING"}, "celery.worker.strategy": {"level": "WARNING"}},
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"no_ticks": {"()": "django.utils.log.CallbackFilter", "callback": _is_no_tick}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_ticks"]}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }
