@@ -14,6 +14,7 @@ from mailbox_app import catalogue, channel, hints
 from mailbox_app.conf import conf
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, prune, recover, tick
 from mailbox_app.telemetry import observe
@@ -93,6 +94,13 @@ def gc(**_: Any) -> None:
 
 
 keeper = LeaseKeeper(renew_leases)
+standby = Standby(
+    {
+        "due_tick": Pass(lambda: conf.due_tick_seconds, due_tick),
+        "sweep": Pass(lambda: conf.sweep_seconds, sweep),
+        "gc": Pass(lambda: conf.gc_seconds, gc),
+    }
+)
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.
 _parent_pid = os.getpid()
@@ -104,9 +112,16 @@ def _remember_parent(**_: Any) -> None:
     _parent_pid = os.getpid()
 
 
+@signals.worker_process_init.connect
+def _stand_by(**_: Any) -> None:
+    standby.start()
+
+
 @signals.worker_ready.connect
 def _announce(sender: Any = None, **_: Any) -> None:
     """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
+    if "prefork" not in type(sender.pool).__module__:
+        standby.start()  # a parent that forks must have no threads of ours: its children stand by instead
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
         try:

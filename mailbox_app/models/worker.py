@@ -50,6 +50,10 @@ class MaintenanceQuerySet(models.QuerySet["Maintenance"]):
         old = Q(last_started_at=None) | Q(last_started_at__lte=Now() - timedelta(seconds=at_most_every))
         return bool(self.filter(old, name=name).update(last_started_at=Now()))
 
+    def is_late(self, name: str, *, by: float) -> bool:
+        """Whether no such pass began within so many seconds, by the database's clock."""
+        return not self.filter(name=name, last_started_at__gt=Now() - timedelta(seconds=by)).exists()
+
     def finish(self, name: str, *, worker: str) -> None:
         """Write down that the pass is over, and who ran it."""
         self.filter(name=name).update(last_finished_at=Now(), worker=worker)

@@ -108,3 +108,13 @@ def test_a_run_that_hangs_in_c_code_costs_its_children_and_becomes_a_dead_letter
     row = run.wait_done(4 * SLACK_SECONDS)
     assert (row["error"]["code"], run.dispatch["lost_count"]) == ("lost", 3)
     live.submit().wait_done(2 * SLACK_SECONDS)
+
+
+def test_without_beat_and_maintenance_worker_a_killed_child_s_run_is_still_finished(
+    own_live: Callable[..., Live],
+) -> None:
+    live = own_live("--without", "beat", "--without", "maintenance")
+    run = _halfway(live)
+    os.kill(run.said("begins", step=2)[-1]["pid"], signal.SIGKILL)
+    run.open_gate()
+    _assert_recovered(run)
