@@ -13,7 +13,7 @@ from tests.races.actors import Process, crew, processes
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-RUNS, SUBMITTERS = 64, 2
+RUNS, SUBMITTERS = 64, 4
 
 
 def test_64_concurrent_submits_are_done_in_order_without_gap_one_owner_at_a_time() -> None:
