@@ -55,13 +55,10 @@ class Standby:
 
     def _look_forever(self) -> None:
         while True:
-            time.sleep(max(_LOOK_SECONDS, *(one.interval() for one in self._shortest())))
+            time.sleep(max(_LOOK_SECONDS, min(one.interval() for one in self._passes.values())))
             try:
                 self.look()
             except Exception as error:  # the database may be away; this thread must not end with it
                 observe("standby.failed", level=logging.WARNING, error=type(error).__name__)
             finally:
                 connection.close()
-
-    def _shortest(self) -> list[Pass]:
-        return sorted(self._passes.values(), key=lambda one: one.interval())[:1]

@@ -61,7 +61,7 @@ def _ago(seconds: float) -> Any:
 
 
 def _delete(rows: QuerySet[Any]) -> int:
-    """Delete one batch, passing over rows somebody holds."""
+    """Delete one batch; returns how many rows of the kind itself went."""
     found = list(rows.values_list("pk", flat=True)[: conf.batch_size])
     if not found:
         return 0
