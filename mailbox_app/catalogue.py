@@ -1,5 +1,6 @@
 """The agents this process can import: filled by `execution/registry.py`, read wherever an agent's options matter."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ class AgentSpec:
     name: str
     function: Callable[..., Any]
     version: str = "1"
+    # Versions of its own whose runs it goes on with; None: its own version and all older ones.
+    accepts: tuple[str, ...] | None = None
     queue: str | None = None
     priority: int | None = None
     max_attempts: int | None = None
@@ -59,3 +62,22 @@ def options(spec: AgentSpec) -> dict[str, Any]:
         "timeout_seconds": spec.timeout_seconds,
     }
     return {name: value for name, value in wishes.items() if value is not None}
+
+
+_NUMBER = re.compile(r"\d+")
+# Longer runs of digits are no counters; they sort as text among themselves.
+_DIGITS = 10
+
+
+def version_key(version: str) -> str:
+    """A text whose order is the version's: `1.10` after `1.9`, `2026-11-01` after `2026-10-31`.
+
+    Compared byte by byte (collation "C"). Versions without numbers sort as text; where that means nothing (commit
+    hashes), an agent names what it accepts.
+    """
+    return _NUMBER.sub(lambda found: found.group().lstrip("0").rjust(_DIGITS, "0"), version)
+
+
+def accepted_keys(spec: AgentSpec) -> list[str] | None:
+    """Keys of the versions whose started runs the agent goes on with; None: its own and all older ones."""
+    return None if spec.accepts is None else sorted({version_key(one) for one in (spec.version, *spec.accepts)})

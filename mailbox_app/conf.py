@@ -34,6 +34,12 @@ class Settings:
     gc_seconds: float = _setting(60.0, "how often rows past their retention are pruned", least=1)
     batch_size: int = _setting(100, "rows one tick, sweep or gc statement takes at most", least=1, most=10_000)
     pass_seconds: float = _setting(1.0, "how long one tick, sweep or gc goes on before it leaves the rest", least=0.05)
+    wait_ttl_seconds: float = _setting(
+        7 * 86_400.0, "how long a run waits that names no end of its wait", least=0.1, most=366 * 86_400
+    )
+    missing_agent_ttl_seconds: float = _setting(
+        86_400.0, "how long work that no live worker can run is kept before it is a dead letter", least=0
+    )
     claim_budget_seconds: float = _setting(
         1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
     )
@@ -58,6 +64,7 @@ class Settings:
     )
     max_content_bytes: int = _setting(1_048_576, "longest content of one message, as UTF-8 JSON", least=1)
     max_messages: int = _setting(100, "most messages of one submission", least=1)
+    max_batch: int = _setting(100, "most submissions of one batch", least=1, most=10_000)
     max_metadata_bytes: int = _setting(65_536, "longest metadata or options object, as UTF-8 JSON", least=2)
     max_result_bytes: int = _setting(8_388_608, "longest journalled result or final output, as UTF-8 JSON", least=2)
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)

@@ -116,6 +116,12 @@ class AlreadyExists(Conflict):
     code = "already_exists"
 
 
+class Immutable(Conflict):
+    """What is published is never changed."""
+
+    code = "immutable"
+
+
 class IdempotencyKeyReused(Conflict):
     """The Idempotency-Key was used before, with another request."""
 

@@ -1,5 +1,6 @@
 """The nouns. A status changes only through `move()`; a thread's things change only under its `fence()`."""
 
+from mailbox_app.models.agent_version import AgentVersion
 from mailbox_app.models.api import ApiToken, IdempotencyKey, token_digest
 from mailbox_app.models.base import uuid7
 from mailbox_app.models.dispatch import UNCLAIMED, DeadLetter, Dispatch, Resolution
@@ -7,15 +8,19 @@ from mailbox_app.models.event import TERMINAL_KINDS, Event, Kind
 from mailbox_app.models.journal import JournalEntry
 from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
 from mailbox_app.models.outbox import Outbox, OutboxKind
+from mailbox_app.models.ready import BlockedReason
 from mailbox_app.models.run import Run, TerminationType
-from mailbox_app.models.thread import BlockedReason, Thread
+from mailbox_app.models.thread import Thread
 from mailbox_app.models.ticket import Ticket
 from mailbox_app.models.worker import AgentRegistration, Maintenance
+from mailbox_app.models.writes import NOW, columns, loader, read
 
 __all__ = [
+    "NOW",
     "TERMINAL_KINDS",
     "UNCLAIMED",
     "AgentRegistration",
+    "AgentVersion",
     "ApiToken",
     "BlockedReason",
     "Boundary",
@@ -38,6 +43,9 @@ __all__ = [
     "Thread",
     "Ticket",
     "Visibility",
+    "columns",
+    "loader",
+    "read",
     "token_digest",
     "uuid7",
 ]

@@ -34,12 +34,6 @@ ModelT = TypeVar("ModelT", bound=models.Model, covariant=True)
 class MovingQuerySet(models.QuerySet[ModelT]):
     """Rows with a status: it changes only through `move()`, along an edge of `states.py`."""
 
-    def must_move(self, move: Move, **fields: Any) -> None:
-        """`move` exactly one row that the caller holds and has looked at; anything else is a bug, and rolls back."""
-        moved = self.move(move, **fields)
-        if moved != 1:
-            raise RuntimeError(f"{move.noun}.{move.name} moved {moved} rows under the fence, not 1")
-
     def move(self, move: Move, **fields: Any) -> int:
         """Move the rows of this queryset along one edge and return how many moved: the count is the verdict.
 

@@ -1,7 +1,6 @@
 """One queue entry that activates a run: who may execute it, until when, and how often that failed."""
 
 import uuid
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
@@ -50,22 +49,6 @@ class DispatchQuerySet(MovingQuerySet["Dispatch"]):
     def terminal(self) -> "DispatchQuerySet":
         return self.filter(status__in=TERMINAL_DISPATCH)
 
-    def head(self) -> "DispatchQuerySet":
-        """Those that can start now, first by priority, then in the order they came."""
-        return self.filter(available_at__lte=Now()).order_by("priority", "order", "id")
-
-    def soonest(self) -> "DispatchQuerySet":
-        """All, the one that can start first in front.
-
-        No comparison with the clock: it has gone on since `head` was looked for, and what came due in between would be
-        neither a head nor waking.
-        """
-        return self.order_by("available_at", "id")
-
-    def flag(self) -> "models.QuerySet[Dispatch, tuple[datetime, int, str, str]]":
-        """What a thread's ready flag says of its head: (due_at, due_priority, due_queue, due_agent)."""
-        return self.values_list("available_at", "priority", "queue", "agent")
-
 
 class Dispatch(Moving):
     """One queue entry: who may execute its run, until when, and what came of it."""
@@ -77,6 +60,8 @@ class Dispatch(Moving):
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="dispatches")
     # The run's agent, here so that a thread's head can be judged without a join.
     agent = models.CharField(max_length=200)
+    # Sortable form of the code version that started the run: no older worker may go on with it. Blank: not started.
+    version_key = models.CharField(max_length=400, blank=True, default="", db_collation="C")
     queue = models.CharField(max_length=100)
     priority = models.SmallIntegerField(default=128)
     order = models.BigIntegerField()
@@ -171,6 +156,11 @@ class Dispatch(Moving):
             ),
             models.Index(
                 fields=["completed_at", "id"], condition=Q(status__in=TERMINAL_DISPATCH), name="dispatch_terminal"
+            ),
+            models.Index(
+                fields=["unrunnable_since", "id"],
+                condition=Q(status=DispatchStatus.QUEUED, unrunnable_since__isnull=False),
+                name="dispatch_unrunnable",
             ),
         ]
 

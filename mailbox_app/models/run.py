@@ -70,6 +70,10 @@ class Run(Moving):
     # {"reason", "message"}
     waiting = models.JSONField(null=True, blank=True)
     resume_at = models.DateTimeField(null=True, blank=True)
+    # When a wait ends by itself.
+    wait_until = models.DateTimeField(null=True, blank=True)
+    # What came by /resume and no wait has taken yet: [{"name", "payload", "resume_id"}], oldest first.
+    resumes = models.JSONField(default=list, blank=True)
     # {"from_seq", "to_seq", "message_ids"}
     input = models.JSONField(default=dict, blank=True)
     output = models.JSONField(default=dict, blank=True)
@@ -100,6 +104,10 @@ class Run(Moving):
                 name="run_waiting_iff_waiting_state",
             ),
             models.CheckConstraint(
+                condition=iff(Q(status=RunStatus.WAITING), Q(wait_until__isnull=False)),
+                name="run_every_wait_has_an_end",
+            ),
+            models.CheckConstraint(
                 condition=iff(Q(status=RunStatus.DONE), Q(finished_at__isnull=False)), name="run_done_iff_finished"
             ),
             models.CheckConstraint(
@@ -123,6 +131,7 @@ class Run(Moving):
         indexes = [
             models.Index(fields=["thread", "-order"], name="run_of_thread"),
             models.Index(fields=["scope", "-created_at", "-id"], name="run_recent_in_scope"),
+            models.Index(fields=["wait_until", "id"], condition=Q(status=RunStatus.WAITING), name="run_waiting_until"),
         ]
 
     def __str__(self) -> str:

@@ -1,43 +1,49 @@
 """A conversation: the unit of order. Its row is the one lock, and the ready flag workers look for."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from django.db import models, transaction
+from django.db import connection, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app.errors import Gone, ThreadNotFound
-from mailbox_app.models.base import not_blank, uuid7
+from mailbox_app.models.base import Moving, not_blank, uuid7
+from mailbox_app.models.ready import FLAG, ReadyFlag
+from mailbox_app.models.writes import Writes, columns, read
+from mailbox_app.states import Move
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
 
-    from mailbox_app.models.dispatch import Dispatch, DispatchQuerySet
+    from mailbox_app.models.dispatch import Dispatch
     from mailbox_app.models.event import Event
     from mailbox_app.models.message import Message
     from mailbox_app.models.run import Run
-
-
-class BlockedReason(models.TextChoices):
-    """Why due work on a thread does not start."""
-
-    OPEN_RUN = "open_run"
-    BARRIER = "barrier"
-    SCOPE_LIMIT = "scope_limit"
-    PAUSED = "paused"
 
 
 # Everything a verb may change on a fenced thread; `_leave` writes those that differ.
 _FENCED_FIELDS = (
     *("key", "title", "metadata", "deleted_at", "epoch", "pending_revision"),
     *("last_seq", "last_cursor", "pruned_cursor", "next_order", "claim_count"),
-    *("active_run_id", "open_run_id", "latest_run_id"),
-    *("due_at", "due_priority", "due_queue", "due_agent", "wakes_at", "blocked_reason"),
+    *("active_run_id", "open_run_id", "latest_run_id", "state_run_id"),
+    *FLAG,
 )
+
+# Which workers can take a thread's head: when it changes, others must be woken.
+_LANE = ("due_queue", "due_agent", "due_version")
+
+# In the order of the ids, whatever the statement: two verbs that hold several threads must not meet crosswise. The
+# clock is read above the lock: a wait for it is over when it is.
+_LOCK = """
+    SELECT {columns}, clock_timestamp()
+    FROM (
+        SELECT * FROM mailbox_thread WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+    ) AS thread
+"""
 
 
 class ThreadQuerySet(models.QuerySet["Thread"]):
@@ -53,12 +59,8 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
         In the order of their index: the first of them without any could be looked for in the whole table.
         """
         return self.filter(due_at__isnull=False, due_queue=queue).order_by(
-            "due_queue", "due_agent", "due_priority", "due_at", "id"
+            "due_queue", "due_agent", "due_version", "due_priority", "due_at", "id"
         )
-
-    def still_due(self) -> "ThreadQuerySet":
-        """Those whose head can be claimed now, in the order in which they should be."""
-        return self.filter(due_at__isnull=False).order_by("due_priority", "due_at", "id")
 
     def waking(self) -> "ThreadQuerySet":
         """Threads whose head was scheduled for a time that has come."""
@@ -68,19 +70,12 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
     def fence(self, thread_id: uuid.UUID, *, scope: str | None = None) -> Iterator["Thread"]:
         """Hold the thread's row (FOR NO KEY UPDATE: inserts that point here need not wait) for one transaction.
 
-        Take it before any other lock. Leaving writes the events recorded on the thread, its ready flag and its changed
-        fields; an exception writes nothing. Raises ThreadNotFound (also for another scope's thread) and Gone.
+        Take it before any other lock. Leaving writes what was done to the thread and its things (`Thread.insert`,
+        `move`, `change`, `record`) and its ready flag; an exception writes nothing. Raises ThreadNotFound (also for
+        another scope's thread) and Gone.
         """
-        with transaction.atomic():
-            rows = self._lock().filter(pk=thread_id)
-            thread = (rows if scope is None else rows.filter(scope=scope)).first()
-            if thread is None:
-                raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
-            if thread.deleted_at is not None:
-                raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
-            thread._enter()
-            yield thread
-            _leave([thread])
+        with transaction.atomic(), self.hold(self.lock([thread_id], scope=scope)) as threads:
+            yield threads[0]
 
     @contextmanager
     def fence_free(self, *, limit: int) -> Iterator[list["Thread"]]:
@@ -89,17 +84,43 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
         It never waits for a lock, so the order in which the rows are taken cannot deadlock.
         """
         with transaction.atomic():
-            threads = list(self._lock(skip_locked=True).not_deleted()[:limit])
+            free = self.select_for_update(no_key=True, skip_locked=True, of=("self",)).annotate(clock=Now())
+            threads = list(free.not_deleted()[:limit])
             for thread in threads:
-                thread._enter()
-            yield threads
-            _leave(threads)
+                thread.locked_at = thread.__dict__.pop("clock")
+            with self.hold(threads):
+                yield threads
 
-    def _lock(self, *, skip_locked: bool = False) -> "ThreadQuerySet":
-        return self.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",)).annotate(clock=Now())
+    def lock(self, ids: Sequence[uuid.UUID], *, scope: str | None = None) -> list["Thread"]:
+        """Lock these rows in the caller's transaction, in the order of their ids; raises as `fence` does."""
+        found = {thread.pk: thread for thread in self.locked(_LOCK, {"ids": list(ids)})}
+        for thread_id in ids:
+            thread = found.get(thread_id)
+            if thread is None or (scope is not None and thread.scope != scope):
+                raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
+            if thread.deleted_at is not None:
+                raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
+        return [found[thread_id] for thread_id in ids]
+
+    def locked(self, sql: str, params: dict[str, Any]) -> list["Thread"]:
+        """The threads a locking statement finds; it selects `{columns}` of `thread` and the clock above its lock."""
+        threads = []
+        for thread, clock in read(Thread, sql.replace("{columns}", columns(Thread, "thread")), params):
+            thread.locked_at = clock
+            threads.append(thread)
+        return threads
+
+    @contextmanager
+    def hold(self, threads: "list[Thread]") -> Iterator["list[Thread]"]:
+        """Act on threads this transaction has locked, or has just made; leaving writes all that was done."""
+        writes = Writes()
+        for thread in threads:
+            thread._enter(writes)
+        yield threads
+        _leave(threads, writes)
 
 
-class Thread(models.Model):
+class Thread(ReadyFlag):
     """One conversation: its lock, its counters and its ready flag."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -119,12 +140,8 @@ class Thread(models.Model):
     active_run_id = models.UUIDField(null=True, blank=True)
     open_run_id = models.UUIDField(null=True, blank=True)
     latest_run_id = models.UUIDField(null=True, blank=True)
-    due_at = models.DateTimeField(null=True, blank=True)
-    due_priority = models.SmallIntegerField(null=True, blank=True)
-    due_queue = models.CharField(max_length=100, null=True, blank=True)
-    due_agent = models.CharField(max_length=200, null=True, blank=True)
-    wakes_at = models.DateTimeField(null=True, blank=True)
-    blocked_reason = models.CharField(max_length=20, blank=True, default="", choices=BlockedReason.choices)
+    # The run whose end state the next run starts with.
+    state_run_id = models.UUIDField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False)
     deleted_at = models.DateTimeField(null=True, blank=True)
@@ -138,10 +155,11 @@ class Thread(models.Model):
         events: "RelatedManager[Event]"
 
     # Set by the fence.
-    locked_at: datetime
     became_due: bool = False
-    new_events: "list[Event]"
+    _writes: Writes
     _locked: dict[str, Any]
+    _locked_at: datetime | None = None
+    _is_judged: bool = False
 
     class Meta:
         constraints = [
@@ -153,21 +171,7 @@ class Thread(models.Model):
             models.UniqueConstraint(
                 fields=["key", "scope"], condition=Q(deleted_at__isnull=True), name="thread_key_unique_in_scope"
             ),
-            models.CheckConstraint(
-                condition=Q(
-                    due_at__isnull=True, due_priority__isnull=True, due_queue__isnull=True, due_agent__isnull=True
-                )
-                | Q(
-                    due_at__isnull=False,
-                    due_priority__isnull=False,
-                    due_queue__isnull=False,
-                    due_agent__isnull=False,
-                    wakes_at__isnull=True,
-                    active_run_id__isnull=True,
-                    blocked_reason="",
-                ),
-                name="thread_due_flag_whole_or_absent",
-            ),
+            *ReadyFlag.Meta.constraints,
             models.CheckConstraint(
                 condition=Q(last_seq__gte=0, last_cursor__gte=0, epoch__gte=0, claim_count__gte=0)
                 & Q(pruned_cursor__gte=0, pruned_cursor__lte=models.F("last_cursor")),
@@ -180,12 +184,7 @@ class Thread(models.Model):
             ),
         ]
         indexes = [
-            models.Index(
-                fields=["due_queue", "due_agent", "due_priority", "due_at", "id"],
-                condition=Q(due_at__isnull=False),
-                name="thread_due",
-            ),
-            models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
+            *ReadyFlag.Meta.indexes,
             models.Index(fields=["scope", "-updated_at", "-id"], name="thread_recent_in_scope"),
             models.Index(fields=["deleted_at"], condition=Q(deleted_at__isnull=False), name="thread_deleted"),
         ]
@@ -193,56 +192,79 @@ class Thread(models.Model):
     def __str__(self) -> str:
         return self.key or str(self.pk)
 
+    @property
+    def locked_at(self) -> datetime:
+        """The database's clock when this transaction came to hold the thread."""
+        if self._locked_at is None:  # just made: no statement has told it yet
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT clock_timestamp()")
+                self._locked_at = cursor.fetchone()[0]
+        return self._locked_at
+
+    @locked_at.setter
+    def locked_at(self, clock: datetime) -> None:
+        self._locked_at = clock
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this transaction made the thread, and has not written it yet."""
+        return self._state.adding
+
     def take_order(self) -> int:
         """The next place in the thread's order of runs and pending messages; only under the fence."""
         self.next_order += 1
         return self.next_order - 1
 
+    def insert(self, row: models.Model) -> None:
+        """Have the fence write a new row of this thread's; only under the fence."""
+        self._writes.insert(row)
+
+    def change(self, row: models.Model, **values: Any) -> None:
+        """Have the fence write these attributes of a row; it must still be there. Only under the fence."""
+        self._writes.change(row, values)
+
+    def move(self, row: Moving, move: Move, **values: Any) -> None:
+        """Have the fence move a row along one edge of `states.py`; only under the fence.
+
+        The caller has looked at the row: leaving the fence raises RuntimeError, and rolls back, if the row is not where
+        the edge begins.
+        """
+        if move.noun != row.NOUN:
+            raise ValueError(f"{move.noun}.{move.name} is no move of a {row.NOUN}")
+        self._writes.change(row, {**values, row.STATUS_FIELD: move.target}, source=move.source)
+
+    def flush(self) -> None:
+        """Write now what was done so far: for a look that must see it, or an order a unique index asks for."""
+        self._writes.flush()
+
     def record(self, event: "Event") -> "Event":
         """Number an event (cursor: gap-free, in commit order) and have the fence write it; only under the fence."""
         self.last_cursor += 1
         event.thread, event.cursor = self, self.last_cursor
-        self.new_events.append(event)
+        self.insert(event)
         return event
 
-    def _enter(self) -> None:
-        self.new_events = []
-        self.locked_at = getattr(self, "clock")  # noqa: B009  (an annotation of the locking query)
+    def _enter(self, writes: Writes) -> None:
+        self._writes, self._is_judged = writes, False
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
 
-    def _judge(self) -> None:
-        """Rewrite the ready flag from what is queued, in a statement younger than the lock.
-
-        Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start.
-        None of these while a run is claimed: whoever settles it judges again.
-        """
-        self.due_at = self.due_priority = self.due_queue = self.due_agent = self.wakes_at = None
-        self.blocked_reason = ""
-        if self.active_run_id is not None or self.deleted_at is not None:
-            return
-        dispatches: Any = self.dispatches
-        queued: DispatchQuerySet = dispatches.queued()
-        heads = queued.of_run(self.open_run_id) if self.open_run_id else queued
-        if head := heads.head().flag().first():
-            self.due_at, self.due_priority, self.due_queue, self.due_agent = head
-        elif waking := heads.soonest().flag().first():
-            self.wakes_at = waking[0]
-        elif self.open_run_id and queued.exists():
-            self.blocked_reason = BlockedReason.OPEN_RUN
-
-    def _changed(self) -> dict[str, Any]:
-        return {name: value for name in _FENCED_FIELDS if (value := getattr(self, name)) != self._locked[name]}
+    def _write(self) -> None:
+        self.became_due = self.due_at is not None and any(getattr(self, name) != self._locked[name] for name in _LANE)
+        if self.is_new:
+            self._writes.insert(self)
+        else:
+            changed = {name: value for name in _FENCED_FIELDS if (value := getattr(self, name)) != self._locked[name]}
+            if changed:
+                self._writes.change(self, changed)
 
 
-def _leave(threads: list[Thread]) -> None:
-    """Write what the fence's holder did to the threads themselves: events, ready flag, changed fields."""
-    events = [event for thread in threads for event in thread.new_events]
-    if events:
-        type(events[0]).objects.bulk_create(events)
+def _leave(threads: list[Thread], writes: Writes) -> None:
+    """Write what the fence's holder did to its threads: their things, their ready flags, themselves."""
+    unjudged = [thread for thread in threads if not thread._is_judged]
+    if any(thread.active_run_id is None for thread in unjudged):
+        writes.flush()
+    for thread in unjudged:
+        thread.judge()
     for thread in threads:
-        thread._judge()
-        was_due_for = thread._locked["due_queue"], thread._locked["due_agent"]
-        thread.became_due = thread.due_queue is not None and (thread.due_queue, thread.due_agent) != was_due_for
-        changed = thread._changed()
-        if changed:
-            Thread.objects.filter(pk=thread.pk).update(updated_at=Now(), **changed)
+        thread._write()
+    writes.flush()

@@ -28,6 +28,8 @@ class AgentRegistration(models.Model):
     options = models.JSONField(default=dict, blank=True)
     registered_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
+    # When the worker said that it stops; null while it runs, or was killed.
+    gone_at = models.DateTimeField(null=True, blank=True)
 
     objects = AgentRegistrationQuerySet.as_manager()
 

@@ -26,7 +26,8 @@ def pending(*, thread: Thread, run: Run | None, messages: Sequence[NewMessage]) 
         )
         for given in messages
     ]
-    Message.objects.bulk_create(appended)
+    for message in appended:
+        thread.insert(message)
     thread.pending_revision += 1
     return appended
 
@@ -34,7 +35,7 @@ def pending(*, thread: Thread, run: Run | None, messages: Sequence[NewMessage]) 
 def produced(*, thread: Thread, run: Run, content: Any, role: str = Role.ASSISTANT) -> Message:
     """Add a message the run produced: committed and numbered at once, nobody's input."""
     thread.last_seq += 1
-    message = Message.objects.create(
+    message = Message(
         scope=thread.scope,
         thread=thread,
         role=role,
@@ -45,5 +46,6 @@ def produced(*, thread: Thread, run: Run, content: Any, role: str = Role.ASSISTA
         producer_run_id=run.pk,
         sender=run.agent,
     )
+    thread.insert(message)
     emit.message_committed(thread, message, run)
     return message

@@ -7,35 +7,85 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connection
-from django.db.models.functions import Now
+from django.db import InterfaceError, OperationalError, connection, transaction
 
-from mailbox_app import hints
+from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread
+from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread, columns, loader, read
 from mailbox_app.operations import emit, freeze
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, Move, RunStatus
+from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, RunStatus
 from mailbox_app.telemetry import observe
 
 # How many candidates a claim looks at for each one it may take: others are locking them at the same time. The wider
 # looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
+# Sorts after any version: a worker whose agent's version is not known here takes all.
+_ANY_VERSION = "\x7f"
 
-# The ORM has no LATERAL. One index range per agent and no sort over the backlog: the cost is independent of both the
-# backlog and the work of agents this worker cannot run.
-_CANDIDATES = """
+# The ORM has neither LATERAL nor loose index scans. One lane is one version of one agent on this queue: the recursion
+# hops from each lane to the next by index, and each lane is one index range. No sort over the backlog: the cost depends
+# neither on it nor on the work of agents and versions this worker cannot run.
+_LANES = """
+    WITH RECURSIVE lane AS (
+        SELECT runnable.agent, runnable.newest, runnable.accepted, (
+            SELECT due_version FROM mailbox_thread
+            WHERE due_queue = %(queue)s AND due_agent = runnable.agent AND due_at IS NOT NULL
+            ORDER BY due_version LIMIT 1
+        ) AS version
+        FROM ROWS FROM (unnest(%(agents)s::text[]), unnest(%(newest)s::text[]), unnest(%(accepted)s::text[]))
+            AS runnable (agent, newest, accepted)
+        UNION ALL
+        SELECT lane.agent, lane.newest, lane.accepted, (
+            SELECT due_version FROM mailbox_thread
+            WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_at IS NOT NULL
+                AND due_version > lane.version
+            ORDER BY due_version LIMIT 1
+        )
+        FROM lane WHERE lane.version IS NOT NULL
+    )
+"""
+# Candidates: the first of each lane, then the first of all.
+_CANDIDATES = (
+    _LANES
+    + """
     SELECT candidate.id
-    FROM unnest(%(agents)s::text[]) AS runnable (agent)
+    FROM lane
     CROSS JOIN LATERAL (
         SELECT id, due_priority, due_at
         FROM mailbox_thread
-        WHERE due_queue = %(queue)s AND due_agent = runnable.agent AND due_at IS NOT NULL
+        WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_version = lane.version AND due_at IS NOT NULL
         ORDER BY due_priority, due_at, id
         LIMIT %(limit)s
     ) AS candidate
+    WHERE lane.version = ''
+        OR CASE WHEN lane.accepted IS NULL THEN lane.version <= lane.newest
+            ELSE lane.version = ANY(string_to_array(lane.accepted, E'\n')) END
     ORDER BY candidate.due_priority, candidate.due_at, candidate.id
     LIMIT %(limit)s
+"""
+)
+# The row is looked at again under its lock: what is no longer due by then is left out.
+_LOCK = """
+    SELECT {columns}, clock_timestamp()
+    FROM (
+        SELECT * FROM mailbox_thread
+        WHERE id = ANY(%(candidates)s::uuid[]) AND due_queue = %(queue)s AND due_at IS NOT NULL AND deleted_at IS NULL
+        ORDER BY due_priority, due_at, id
+        LIMIT %(limit)s
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS thread
+"""
+
+# What the thread's head is now, which need not be what its flag said.
+_HEAD = """
+    SELECT {columns}
+    FROM mailbox_dispatch AS dispatch JOIN mailbox_run AS run ON run.id = dispatch.run_id
+    WHERE dispatch.thread_id = %(thread)s AND dispatch.status = 'queued'
+        AND (%(open)s::uuid IS NULL OR dispatch.run_id = %(open)s::uuid)
+        AND dispatch.available_at <= statement_timestamp()
+    ORDER BY dispatch.priority, dispatch."order", dispatch.id
+    LIMIT 1
 """
 
 # One statement for all claims of a process. SKIP LOCKED: whoever holds a row is settling or cancelling it, and waiting
@@ -70,23 +120,31 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     """
     if not tokens or not agents:
         return Claimed(claims=[], has_more=False)
+    runnable = _Runnable.of(agents)
     failed: set[uuid.UUID] = set()
     candidates: list[uuid.UUID] = []
+    most = len(tokens)
     for width in _WIDTHS:
         limit = width * len(tokens)
-        found = _candidates(queue, agents, limit)
+        found = _candidates(queue, runnable, limit)
         candidates = [thread_id for thread_id in found if thread_id not in failed]
         while candidates:
             try:
-                threads, claims = _claim_among(candidates, queue, agents, worker, tokens)
+                threads, claims = _claim_among(candidates, queue, runnable, worker, tokens[:most])
             except _Unclaimable as error:
+                if error.thread_id is None:
+                    most = 1  # some member of the group: each is claimed by itself
+                    continue
                 # What is wrong with one thread is no reason for the others to wait.
                 failed.add(error.thread_id)
                 candidates.remove(error.thread_id)
                 continue
             if threads:
                 # A thread may still be due when its first run was dropped, or another head has come to the front.
-                still_due = any(thread.due_queue == queue and thread.due_agent in agents for thread in threads)
+                still_due = any(
+                    thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version)
+                    for thread in threads
+                )
                 return Claimed(claims=claims, has_more=still_due or len(candidates) > len(threads))
             break
         if len(found) < limit:
@@ -111,31 +169,36 @@ def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
 
 
 class _Unclaimable(Exception):
-    """Claiming this thread's head failed; its transaction was rolled back."""
+    """Claiming failed, and its transaction was rolled back; the thread whose head it was, or None: one of several."""
 
-    def __init__(self, thread_id: uuid.UUID) -> None:
+    def __init__(self, thread_id: uuid.UUID | None, error: Exception) -> None:
         super().__init__(str(thread_id))
         self.thread_id = thread_id
+        observe("claim.failed", level=logging.ERROR, thread_id=thread_id, error=type(error).__name__)
 
 
 def _claim_among(
-    candidates: Sequence[uuid.UUID], queue: str, agents: Collection[str], worker: str, tokens: Sequence[uuid.UUID]
+    candidates: Sequence[uuid.UUID], queue: str, runnable: "_Runnable", worker: str, tokens: Sequence[uuid.UUID]
 ) -> tuple[list[Thread], list[Claim]]:
     """Lock what nobody holds of the candidates and claim it, in one transaction."""
-    claims = []
-    due = Thread.objects.filter(pk__in=candidates, due_queue=queue).still_due()
-    with due.fence_free(limit=len(tokens)) as threads:
-        for thread, token in zip(threads, tokens, strict=False):
-            try:
-                claim = _claim_head(thread, queue, agents, worker, token)
-            except (OperationalError, InterfaceError):
-                raise
-            except Exception as error:
-                facts = {"thread_id": thread.pk, "error": type(error).__name__}
-                observe("claim.failed", level=logging.ERROR, **facts)
-                raise _Unclaimable(thread.pk) from error
-            if claim is not None:
-                claims.append(claim)
+    threads: list[Thread] = []
+    claims: list[Claim] = []
+    wanted = {"candidates": list(candidates), "queue": queue, "limit": len(tokens)}
+    try:
+        with transaction.atomic(), Thread.objects.hold(Thread.objects.locked(_LOCK, wanted)) as threads:
+            for thread, token in zip(threads, tokens, strict=False):
+                try:
+                    claim = _claim_head(thread, queue, runnable, worker, token)
+                except (OperationalError, InterfaceError):
+                    raise
+                except Exception as error:
+                    raise _Unclaimable(thread.pk, error) from error
+                if claim is not None:
+                    claims.append(claim)
+    except (OperationalError, InterfaceError, _Unclaimable):
+        raise
+    except Exception as error:  # what all of them wrote together was refused
+        raise _Unclaimable(threads[0].pk if len(threads) == 1 else None, error) from error
     for thread in threads:
         hints.tell(thread)
     return threads, claims
@@ -144,12 +207,11 @@ def _claim_among(
 def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
     """Queue again, at no cost, what these tokens own and nobody has begun to execute; returns how many."""
     handed = 0
-    for dispatch in Dispatch.objects.claimed().filter(claim_token__in=tokens):
-        token = dispatch.claim_token
-        with Thread.objects.fence(dispatch.thread_id) as thread:
-            if token is not None and Dispatch.objects.filter(pk=dispatch.pk).held_by(token).move(
-                HAND_BACK, available_at=Now(), **UNCLAIMED
-            ):
+    for found in Dispatch.objects.claimed().filter(claim_token__in=tokens):
+        with Thread.objects.fence(found.thread_id) as thread:
+            dispatch = Dispatch.objects.filter(pk=found.pk, claim_token__in=tokens).claimed().first()
+            if dispatch is not None:
+                thread.move(dispatch, HAND_BACK, available_at=thread.locked_at, **UNCLAIMED)
                 thread.active_run_id = None
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="handed_back")
                 handed += 1
@@ -157,47 +219,99 @@ def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
     return handed
 
 
-def _candidates(queue: str, agents: Collection[str], limit: int) -> list[uuid.UUID]:
+@dataclass(frozen=True, kw_only=True)
+class _Runnable:
+    """What a worker can run: runs of its agents not started yet, and started ones of versions they accept."""
+
+    agents: list[str]
+    newest: list[str]
+    accepted: list[list[str] | None]
+
+    @classmethod
+    def of(cls, agents: Collection[str]) -> "_Runnable":
+        names = list(agents)
+        specs = [catalogue.find(name) for name in names]
+        return cls(
+            agents=names,
+            newest=[_ANY_VERSION if spec is None else catalogue.version_key(spec.version) for spec in specs],
+            accepted=[None if spec is None else catalogue.accepted_keys(spec) for spec in specs],
+        )
+
+    def takes(self, agent: str | None, version: str | None) -> bool:
+        """Whether the worker can go on with a run of this agent that was started by this version (blank: by none)."""
+        if agent not in self.agents or version is None:
+            return False
+        place = self.agents.index(agent)
+        accepted = self.accepted[place]
+        return version == "" or (version <= self.newest[place] if accepted is None else version in accepted)
+
+
+def _candidates(queue: str, runnable: _Runnable, limit: int) -> list[uuid.UUID]:
     with connection.cursor() as cursor:
-        cursor.execute(_CANDIDATES, {"queue": queue, "agents": list(agents), "limit": limit})
+        cursor.execute(_CANDIDATES, _lanes(queue, runnable) | {"limit": limit})
         return [row[0] for row in cursor.fetchall()]
 
 
-def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str, token: uuid.UUID) -> Claim | None:
+def _lanes(queue: str, runnable: _Runnable) -> dict[str, Any]:
+    accepted = [None if keys is None else "\n".join(keys) for keys in runnable.accepted]
+    return {"queue": queue, "agents": runnable.agents, "newest": runnable.newest, "accepted": accepted}
+
+
+def _head(thread: Thread) -> tuple[Dispatch, Run] | None:
+    """The thread's head now, with its run."""
+    sql = _HEAD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
+    for dispatch, *rest in read(Dispatch, sql, {"thread": thread.pk, "open": thread.open_run_id}):
+        dispatch.run = loader(Run)(rest)
+        return dispatch, dispatch.run
+    return None
+
+
+def _claim_head(thread: Thread, queue: str, runnable: _Runnable, worker: str, token: uuid.UUID) -> Claim | None:
     """Claim what is the thread's head now, which need not be what its flag said; None if that is not for us."""
-    heads = Dispatch.objects.filter(thread=thread).queued()
-    if thread.open_run_id is not None:
-        heads = heads.of_run(thread.open_run_id)
-    dispatch = heads.head().select_related("run").first()
-    if dispatch is None or dispatch.queue != queue or dispatch.agent not in agents:
+    head = _head(thread)
+    if head is None:
         return None
-    run = dispatch.run
+    dispatch, run = head
+    if dispatch.queue != queue or not runnable.takes(dispatch.agent, dispatch.version_key):
+        return None
     if run.status == RunStatus.CREATED:
         messages = freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
         if not messages:
             _drop(thread, dispatch)
             return None
-        move: Move | None
-        move, kind, started = START, Kind.RUN_STARTED, {"started_at": Now(), "input": _input(messages)}
+        spec = catalogue.find(run.agent)
+        started = {
+            "started_at": thread.locked_at,
+            "input": _input(messages),
+            "code_version": spec.version if spec is not None else "",
+            "state": _inherited(thread),
+        }
+        move, kind, version = START, Kind.RUN_STARTED, catalogue.version_key(started["code_version"])
     else:
         messages = list(Message.objects.read_in(run.pk, run.turn))
-        move, kind, started = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED, {}
+        move, kind, version = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED, None
     thread.claim_count += 1
     thread.active_run_id = thread.open_run_id = thread.latest_run_id = run.pk
-    dispatch.rows.must_move(
+    lease_until = thread.locked_at + timedelta(seconds=conf.lease_seconds)
+    thread.move(
+        dispatch,
         CLAIM,
         claim_token=token,
         instance_id=token,
         claimed_by=worker,
-        claimed_at=Now(),
-        lease_until=Now() + timedelta(seconds=conf.lease_seconds),
+        claimed_at=thread.locked_at,
+        lease_until=lease_until,
         fence=thread.claim_count,
+        unrunnable_since=None,
+        version_key=dispatch.version_key if version is None else version,
     )
-    if move is not None:
-        run.rows.must_move(move, **({"waiting": None} if move is RESUME else started))
+    if move is START:
+        thread.move(run, START, **started)
+    elif move is RESUME:
+        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None)
     attempt = 1 + dispatch.attempt_count + dispatch.lost_count
     emit.of_dispatch(
-        thread, kind, dispatch, attempt=attempt, turn=run.turn, **({"input": started["input"]} if started else {})
+        thread, kind, dispatch, attempt=attempt, turn=run.turn, **({"input": run.input} if move is START else {})
     )
     return Claim(
         token=token,
@@ -216,8 +330,15 @@ def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str
         state=dict(run.state),
         options=run.options,
         metadata=run.metadata,
-        lease_until=thread.locked_at + timedelta(seconds=conf.lease_seconds),
+        lease_until=lease_until,
     )
+
+
+def _inherited(thread: Thread) -> dict[str, Any]:
+    """The state in which the thread's last run that saved one left it."""
+    if thread.state_run_id is None:
+        return {}
+    return dict(Run.objects.values_list("state", flat=True).filter(pk=thread.state_run_id).first() or {})
 
 
 def _input(messages: Sequence[Message]) -> dict[str, Any]:
@@ -231,6 +352,7 @@ def _input(messages: Sequence[Message]) -> dict[str, Any]:
 def _drop(thread: Thread, dispatch: Dispatch) -> None:
     """End a run that has nothing to read: it never starts."""
     termination = {"type": "cancelled", "detail": "nothing_to_read"}
-    dispatch.rows.must_move(WITHDRAW, completed_at=Now(), run_status=RunStatus.DONE, termination=termination)
-    Run.objects.filter(pk=dispatch.run_id).must_move(DROP, finished_at=Now(), termination=termination)
+    now = thread.locked_at
+    thread.move(dispatch, WITHDRAW, completed_at=now, run_status=RunStatus.DONE, termination=termination)
+    thread.move(dispatch.run, DROP, finished_at=now, termination=termination)
     emit.of_dispatch(thread, Kind.RUN_CANCELLED, dispatch, reason="nothing_to_read")

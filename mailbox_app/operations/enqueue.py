@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mailbox_app.models import Dispatch, Kind, Run, Thread
+from mailbox_app.models import NOW, Dispatch, Kind, Run, Thread
 from mailbox_app.operations import append, emit
 from mailbox_app.operations.inputs import NewMessage
 
@@ -23,6 +23,7 @@ class RunSpec:
     priority: int
     max_attempts: int
     available_at: datetime | None = None
+    config_version: str = ""
     dedupe_key: str | None = None
     origin: str = "python"
     options: dict[str, Any]
@@ -43,10 +44,11 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage]) -> Que
 
     1. the run, last in the thread's order; 2. its messages, pending; 3. its dispatch; 4. the event.
     """
-    created = Run.objects.create(
+    created = Run(
         scope=thread.scope,
         thread=thread,
         agent=spec.agent,
+        config_version=spec.config_version,
         dedupe_key=spec.dedupe_key,
         order=thread.take_order(),
         activation={
@@ -56,8 +58,9 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage]) -> Que
             "metadata": spec.metadata,
         },
     )
+    thread.insert(created)
     appended = append.pending(thread=thread, run=created, messages=messages)
-    dispatch = Dispatch.objects.create(
+    dispatch = Dispatch(
         thread=thread,
         run=created,
         agent=spec.agent,
@@ -66,15 +69,16 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage]) -> Que
         order=created.order,
         epoch=thread.epoch,
         # The fence's clock, so that a run for now is due the moment its transaction commits.
-        available_at=spec.available_at or thread.locked_at,
+        available_at=spec.available_at or (NOW if thread.is_new else thread.locked_at),
         max_attempts=spec.max_attempts,
     )
+    thread.insert(dispatch)
     thread.latest_run_id = created.pk
     emit.of_dispatch(
         thread,
         Kind.RUN_QUEUED,
         dispatch,
         message_ids=[str(message.pk) for message in appended],
-        available_at=dispatch.available_at.isoformat(),
+        available_at=None if spec.available_at is None else spec.available_at.isoformat(),
     )
     return Queued(run=created, dispatch=dispatch, message_ids=[message.pk for message in appended])

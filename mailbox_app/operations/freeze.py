@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
-from django.db.models import BigIntegerField, Case, Value, When
-
-from mailbox_app.models import Boundary, Message, ReadAt, Run, Thread
-from mailbox_app.states import COMMIT, MessageState
+from mailbox_app.models import Boundary, Message, ReadAt, Run, Thread, columns, read
+from mailbox_app.states import COMMIT
 
 # Until messages can carry another boundary (steering, natural ends), all of them are read when a run starts.
 _READ_AT = {Boundary.NEW_RUN: ReadAt.START, Boundary.NEXT_STEP: ReadAt.CHECKPOINT}
+
+# As `MessageQuerySet.readable_by` says it, composed once: every claim asks this.
+_READABLE = """
+    SELECT {columns}
+    FROM mailbox_message AS message
+    WHERE thread_id = %(thread)s AND state = 'pending' AND (run_id = %(run)s OR run_id IS NULL) AND NOT held
+    ORDER BY position, id
+"""
 
 
 def at(*, thread: Thread, boundary: Boundary, run: Run) -> list[Message]:
@@ -18,7 +24,8 @@ def at(*, thread: Thread, boundary: Boundary, run: Run) -> list[Message]:
     another one stops the scan: what stands behind it keeps its place.
     """
     eligible = []
-    for message in Message.objects.filter(thread=thread).readable_by(run.pk):
+    sql = _READABLE.replace("{columns}", columns(Message, "message"))
+    for (message,) in read(Message, sql, {"thread": thread.pk, "run": run.pk}):
         if message.boundary != boundary:
             break
         eligible.append(message)
@@ -31,14 +38,6 @@ def number(*, thread: Thread, run: Run, messages: Sequence[Message], read_at: Re
         return []
     for message in messages:
         thread.last_seq += 1
-        message.seq = thread.last_seq
-        message.run, message.read_turn, message.read_at = run, run.turn, read_at
-        message.state = MessageState.COMMITTED
-    numbers = Case(*(When(pk=m.pk, then=Value(m.seq)) for m in messages), output_field=BigIntegerField())
-    moved = Message.objects.filter(pk__in=[m.pk for m in messages]).move(
-        COMMIT, seq=numbers, run=run, read_turn=run.turn, read_at=read_at
-    )
-    if moved != len(messages):
-        raise RuntimeError(f"{len(messages) - moved} of {len(messages)} pending messages moved under the fence")
+        thread.move(message, COMMIT, seq=thread.last_seq, run_id=run.pk, read_turn=run.turn, read_at=read_at)
     thread.pending_revision += 1
     return list(messages)

@@ -8,7 +8,8 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -35,6 +36,18 @@ class NewMessage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     sender: str = ""
     visibility: str = Visibility.PUBLIC
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Put the place in front of the fields an InvalidInput names."""
+    try:
+        yield
+    except InvalidInput as error:
+        for one in error.errors:
+            one["field"] = f"{place}.{one['field']}" if one["field"] else place
+        error.args = (f"{place}: {error.args[0]}",)
+        raise
 
 
 def text(name: str, value: Any, *, most: int = MAX_NAME, may_be_blank: bool = False) -> str:

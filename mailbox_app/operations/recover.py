@@ -12,7 +12,6 @@ import uuid
 
 from django.db import InterfaceError, OperationalError
 from django.db.models import Q
-from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
@@ -99,8 +98,13 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
             elif dispatch.lost_count >= conf.max_lost:
                 settle.bury(thread, dispatch, code="lost", message=f"{reason}; lost {dispatch.lost_count} times")
             else:
-                dispatch.rows.must_move(
-                    RECLAIM, lost_count=dispatch.lost_count, last_error=reason, available_at=Now(), **UNCLAIMED
+                thread.move(
+                    dispatch,
+                    RECLAIM,
+                    lost_count=dispatch.lost_count,
+                    last_error=reason,
+                    available_at=thread.locked_at,
+                    **UNCLAIMED,
                 )
                 thread.active_run_id = None
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="expired_lease_reclaimed")

@@ -9,13 +9,11 @@ import random
 from datetime import timedelta
 from typing import Any
 
-from django.db.models.functions import Now
-
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Run, TerminationType, Thread
+from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, TerminationType, Thread
 from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, has_ended, held, lost
+from mailbox_app.operations.ownership import Claim, find, has_ended, lost
 from mailbox_app.states import ACK, DEAD_LETTER, FINISH, NACK, STOP, DispatchStatus, RunStatus
 
 # After the 8th failure the backoff grows no more: 2^7 of the first delay.
@@ -25,36 +23,41 @@ _MOST_DOUBLINGS = 7
 def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> None:
     """The agent returned: record its output, end the run, free the thread.
 
-    1. ack the dispatch, which proves the claim; 2. a text becomes an assistant message; 3. the run is done; 4. events.
+    1. prove the claim and ack its dispatch; 2. a text becomes an assistant message; 3. the run is done; 4. events.
     A cancellation that came while the agent was finishing came too late: the completion stands.
     """
     termination = {"type": TerminationType.NATURAL_END}
     with Thread.objects.fence(claim.thread_id) as thread:
-        moved = held(claim).move(
+        dispatch = _held(claim, DispatchStatus.ACKED)
+        if dispatch is None:
+            return
+        run = dispatch.run
+        thread.move(
+            dispatch,
             ACK,
-            completed_at=Now(),
+            completed_at=thread.locked_at,
             run_status=RunStatus.DONE,
             termination=termination,
             response=output,
             **UNCLAIMED,
         )
-        if not moved:
-            if has_ended(claim, DispatchStatus.ACKED):
-                return
-            raise lost(claim)
-        dispatch = Dispatch.objects.select_related("run").get(pk=claim.dispatch_id)
         produced = []
         if isinstance(output, str) and output.strip():
-            produced.append(append.produced(thread=thread, run=dispatch.run, content=output))
+            produced.append(append.produced(thread=thread, run=run, content=output))
+        end_state = claim.state if state is None else state
+        if end_state or thread.state_run_id is not None:
+            thread.state_run_id = run.pk
         _end_run(
             thread,
             dispatch,
             Kind.RUN_FINISHED,
             termination=termination,
             final_output=output,
-            state=claim.state if state is None else state,
+            state=end_state,
             output={"message_ids": [str(message.pk) for message in produced]},
         )
+        # What is queued on the thread is as it was: one look fewer.
+        thread.judge()
     hints.tell(thread)
 
 
@@ -76,11 +79,12 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
         else:
             dispatch.attempt_count += 1
             delay = backoff(dispatch.attempt_count) if retry_after is None else retry_after
-            dispatch.rows.must_move(
+            thread.move(
+                dispatch,
                 NACK,
                 attempt_count=dispatch.attempt_count,
                 last_error=f"{code}: {detail or message}",
-                available_at=Now() + timedelta(seconds=delay),
+                available_at=thread.locked_at + timedelta(seconds=delay),
                 **UNCLAIMED,
             )
             thread.active_run_id = None
@@ -125,9 +129,10 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
     run = dispatch.run
     freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
     error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
-    dispatch.rows.must_move(
+    thread.move(
+        dispatch,
         DEAD_LETTER,
-        completed_at=Now(),
+        completed_at=thread.locked_at,
         attempt_count=dispatch.attempt_count,
         lost_count=dispatch.lost_count,
         last_error=f"{code}: {detail or message}",
@@ -142,7 +147,8 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
     """End a claimed dispatch and its run as cancelled; under the fence."""
     termination = {"type": TerminationType.CANCELLED}
-    dispatch.rows.must_move(STOP, completed_at=Now(), run_status=RunStatus.DONE, termination=termination, **UNCLAIMED)
+    ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
+    thread.move(dispatch, STOP, **ended, **UNCLAIMED)
     _end_run(thread, dispatch, Kind.RUN_CANCELLED, termination=termination)
 
 
@@ -153,8 +159,7 @@ def backoff(failures: int) -> float:
 
 
 def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, **outcome: Any) -> None:
-    run = dispatch.run
-    Run.objects.filter(pk=run.pk).must_move(FINISH, finished_at=Now(), **outcome)
+    thread.move(dispatch.run, FINISH, finished_at=thread.locked_at, **outcome)
     thread.active_run_id = thread.open_run_id = None
     facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
     emit.of_dispatch(thread, kind, dispatch, **facts)
@@ -162,7 +167,7 @@ def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, **outcome: Any) -> 
 
 def _held(claim: Claim, *ends: DispatchStatus) -> Dispatch | None:
     """The dispatch the claim owns; None when this very claim has already ended in one of these ways."""
-    dispatch = held(claim).select_related("run").first()
+    dispatch = find(claim)
     if dispatch is None and not has_ended(claim, *ends):
         raise lost(claim)
     return dispatch

@@ -11,11 +11,11 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
-from mailbox_app.models import AgentRegistration, Run, Thread
-from mailbox_app.operations import emit, enqueue, inputs
+from mailbox_app.models import AgentRegistration, AgentVersion, Run, Thread
+from mailbox_app.operations import emit, enqueue, inputs, submission
+from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
-IF_ACTIVE = ("enqueue", "reject")
 _FURTHEST = timedelta(days=366)
 # SQLSTATE of deadlock_detected and serialization_failure.
 _LOST_TO_ANOTHER = ("40P01", "40001")
@@ -25,6 +25,9 @@ _RESERVE = """
     SELECT pg_advisory_xact_lock(hash)
     FROM (SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest(%(names)s::text[]) AS name ORDER BY 1) AS hashes
 """
+
+# Every submission asks this.
+_LATEST_VERSION = "SELECT version FROM mailbox_agentversion WHERE agent = %(agent)s ORDER BY id DESC LIMIT 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ def run(
     available_at: datetime | None = None,
     dedupe_key: str | None = None,
     max_attempts: int | None = None,
+    config_version: str = "",
     options: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     origin: str = "python",
@@ -61,75 +65,99 @@ def run(
 
     `thread_id` names an existing thread, `thread_key` one that is made if it is missing; neither: a new thread. A blank
     `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue", or "reject" while the
-    thread has an open run. `priority` is 0 (first) to 255.
+    thread has an open run. `priority` is 0 (first) to 255. `config_version` names a published AgentVersion; blank: the
+    latest one, if there is any.
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists, Retryable;
     each leaves nothing behind.
     """
-    scope = inputs.text("scope", scope)
-    checked = inputs.messages(messages)
-    agent = inputs.text("agent", agent, may_be_blank=True).strip()
-    wanted_id = inputs.identifier("thread_id", thread_id)
-    wanted_key = inputs.optional_text("thread_key", thread_key)
-    if wanted_id is not None and wanted_key is not None:
-        raise InvalidInput("thread_key", "contradiction", "thread_id and thread_key must not be given together")
-    inputs.choice("if_active", if_active, IF_ACTIVE)
-    if priority is not None:
-        inputs.whole("priority", priority, least=0, most=255)
-    if max_attempts is not None:
-        inputs.whole("max_attempts", max_attempts, least=1, most=1000)
-    inputs.instant("available_at", available_at)
-    dedupe_key = inputs.optional_text("dedupe_key", dedupe_key)
-    options, metadata = inputs.mapping("options", options), inputs.mapping("metadata", metadata)
+    given = locals()
+    return _write([submission.check(**given)])[0]
 
-    def specify(thread: Thread) -> enqueue.RunSpec:
-        name = agent or _last_agent(thread)
-        wishes = agent_options(name)
-        if available_at is not None and available_at - thread.locked_at > _FURTHEST:
-            raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
-        return enqueue.RunSpec(
-            agent=name,
-            queue=wishes.get("queue") or conf.default_queue,
-            priority=_first(priority, wishes.get("priority"), conf.default_priority),
-            max_attempts=_first(max_attempts, wishes.get("max_attempts"), conf.max_attempts),
-            # What lies in the past is for now, and goes before nobody who came earlier.
-            available_at=None if available_at is None else max(available_at, thread.locked_at),
-            dedupe_key=dedupe_key,
-            origin=origin,
-            options=options,
-            metadata=metadata,
-        )
 
-    unique = [f"dedupe_key:{dedupe_key}"] if dedupe_key is not None else []
-    unique += [f"client_id:{one.client_id}" for one in checked if one.client_id is not None]
+def many(
+    *, scope: str, submissions: Sequence[Mapping[str, Any]], origin: str = "python", most: int | None = None
+) -> list[Receipt]:
+    """Queue many runs in one transaction, all or none; each submission has the arguments of `run` but scope and origin.
 
-    def write() -> Receipt:
+    Receipts come in the order of the submissions, and on one thread the runs are queued in that order. `most`: how many
+    are allowed (None: `max_batch`). Raises what `run` does; the fields of an InvalidInput begin with `runs[3].`.
+    """
+    limit = conf.max_batch if most is None else most
+    if isinstance(submissions, str | bytes | Mapping) or not isinstance(submissions, Sequence) or not submissions:
+        raise InvalidInput("runs", "empty", "runs must be a list of at least one submission")
+    if len(submissions) > limit:
+        raise InvalidInput("runs", "too_many", f"runs holds {len(submissions)} entries, at most {limit} are allowed")
+    checked = []
+    for index, one in enumerate(submissions):
+        with inputs.within(f"runs[{index}]"):
+            if not isinstance(one, Mapping):
+                raise InvalidInput("", "not_an_object", f"must be an object, not {type(one).__name__}")
+            unknown = sorted(str(name) for name in set(one) - submission.ARGUMENTS)
+            if unknown:
+                raise InvalidInput(unknown[0], "unknown_field", f"there is no field {unknown[0]!r:.100}")
+            if "messages" not in one:
+                raise InvalidInput("messages", "required", "messages is required")
+            checked.append(submission.check(**{**one, "scope": scope, "origin": origin}))
+    return _write(checked)
+
+
+def _write(submissions: list[Submission]) -> list[Receipt]:
+    """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
+
+    def write() -> list[Receipt]:
         with transaction.atomic():
-            _reserve(scope, unique)
-            with Thread.objects.fence(_thread(scope, wanted_id, wanted_key), scope=scope) as thread:
-                spec = specify(thread)
-                if if_active == "reject" and thread.open_run_id is not None:
-                    raise ActiveRunConflict(
-                        f"thread {thread.pk} has the open run {thread.open_run_id}",
-                        thread_id=thread.pk,
-                        run_id=thread.open_run_id,
-                    )
-                if thread.last_cursor == 0:
-                    emit.thread_created(thread)
-                queued = enqueue.run(thread=thread, messages=checked, spec=spec)
-            hints.tell(thread)
-        return Receipt(
-            thread_id=thread.pk,
-            run_id=queued.run.pk,
-            dispatch_id=queued.dispatch.pk,
-            message_ids=queued.message_ids,
-            status=RunStatus.CREATED,
-        )
+            _reserve(submissions)
+            threads = _threads(submissions)
+            with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
+                queued = [_queue(one, thread) for one, thread in zip(submissions, threads, strict=True)]
+            for thread in held:
+                hints.tell(thread)
+        return [
+            Receipt(
+                thread_id=thread.pk,
+                run_id=one.run.pk,
+                dispatch_id=one.dispatch.pk,
+                message_ids=one.message_ids,
+                status=RunStatus.CREATED,
+            )
+            for one, thread in zip(queued, threads, strict=True)
+        ]
 
     try:
         return _again_if_deadlocked(write)
     except IntegrityError as error:
-        raise _refusal(error, scope, dedupe_key) from error
+        raise _refusal(error, submissions) from error
+
+
+def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
+    """Refuse what the thread's present state forbids, then write run, messages, dispatch and events."""
+    agent = given.agent or _last_agent(thread)
+    wishes = agent_options(agent)
+    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
+        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
+    if given.if_active == "reject" and thread.open_run_id is not None:
+        raise ActiveRunConflict(
+            f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
+        )
+    spec = enqueue.RunSpec(
+        agent=agent,
+        config_version=_config_version(agent, given.config_version),
+        queue=wishes.get("queue") or conf.default_queue,
+        priority=_first(given.priority, wishes.get("priority"), conf.default_priority),
+        max_attempts=_first(given.max_attempts, wishes.get("max_attempts"), conf.max_attempts),
+        # What lies in the past is for now, and goes before nobody who came earlier.
+        available_at=None if given.available_at is None else max(given.available_at, thread.locked_at),
+        dedupe_key=given.dedupe_key,
+        origin=given.origin,
+        options=given.options,
+        metadata=given.metadata,
+    )
+    if thread.last_cursor == 0:
+        emit.thread_created(thread)
+    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec)
+    thread.consider(queued.dispatch)
+    return queued
 
 
 def thread(
@@ -168,25 +196,59 @@ def agent_options(name: str) -> dict[str, Any]:
     return dict(latest.options)
 
 
-def _reserve(scope: str, names: Sequence[str]) -> None:
+def _reserve(submissions: Sequence[Submission]) -> None:
     """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
 
     The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
     """
+    names = [f"mailbox:{one.scope}:{name}" for one in submissions for name in one.unique_names]
     if names:
         with connection.cursor() as cursor:
-            cursor.execute(_RESERVE, {"names": [f"mailbox:{scope}:{name}" for name in names]})
+            cursor.execute(_RESERVE, {"names": names})
 
 
-def _thread(scope: str, thread_id: uuid.UUID | None, key: str | None) -> uuid.UUID:
-    """The id of the thread meant, made if it may be; the row is not locked yet."""
-    if thread_id is not None:
-        return thread_id
-    if key is None:
-        return Thread.objects.create(scope=scope).pk
+def _threads(submissions: Sequence[Submission]) -> list[Thread]:
+    """The thread of each submission: locked, or made here and not written yet. The same one for the same id or key."""
+    scope = submissions[0].scope
+    keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
+    ids = {one.thread_id for one in submissions if one.thread_id is not None}
+    of_key = _ids_of_keys(scope, keys) if keys else {}
+    wanted = ids | set(of_key.values())
+    locked = {thread.pk: thread for thread in Thread.objects.lock(sorted(wanted), scope=scope)} if wanted else {}
+    return [
+        locked[one.thread_id]
+        if one.thread_id is not None
+        else locked[of_key[one.thread_key]]
+        if one.thread_key is not None
+        else Thread(scope=scope)
+        for one in submissions
+    ]
+
+
+def _ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
+    """The threads of these keys, made if they are missing; the rows are not locked yet."""
     # ON CONFLICT DO NOTHING waits for whoever is inserting the same key; the next statement sees the winner's row.
-    Thread.objects.bulk_create([Thread(scope=scope, key=key)], ignore_conflicts=True)
-    return Thread.objects.in_scope(scope).not_deleted().values_list("pk", flat=True).get(key=key)
+    known = Thread.objects.in_scope(scope).not_deleted().filter(key__in=keys)
+    found = dict(known.values_list("key", "pk"))
+    if len(found) < len(keys):
+        missing = [Thread(scope=scope, key=key) for key in keys if key not in found]
+        Thread.objects.bulk_create(missing, ignore_conflicts=True)
+        found = dict(known.all().values_list("key", "pk"))
+    return {str(key): pk for key, pk in found.items()}
+
+
+def _config_version(agent: str, wanted: str) -> str:
+    """The published configuration the run is bound to: the one asked for, else the latest; blank if there is none."""
+    if not wanted:
+        with connection.cursor() as cursor:
+            cursor.execute(_LATEST_VERSION, {"agent": agent})
+            found = cursor.fetchone()
+        return str(found[0]) if found else ""
+    if not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
+        raise InvalidInput(
+            "config_version", "unknown_config_version", f"agent {agent!r} has no published version {wanted!r}"
+        )
+    return wanted
 
 
 def _last_agent(thread: Thread) -> str:
@@ -197,7 +259,7 @@ def _last_agent(thread: Thread) -> str:
     return str(conf.default_agent)
 
 
-def _again_if_deadlocked(write: Callable[[], Receipt]) -> Receipt:
+def _again_if_deadlocked(write: Callable[[], list[Receipt]]) -> list[Receipt]:
     """Call it until PostgreSQL breaks no deadlock by failing it; in a caller's transaction it may fail only once."""
     is_ours = not transaction.get_connection().in_atomic_block
     for attempts_left in reversed(range(_DEADLOCK_ATTEMPTS)):
@@ -219,16 +281,19 @@ def _constraint(error: IntegrityError) -> str | None:
     return getattr(getattr(error.__cause__, "diag", None), "constraint_name", None)
 
 
-def _refusal(error: IntegrityError, scope: str, dedupe_key: str | None) -> Exception:
+def _refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Exception:
     """The refusal a unique constraint stands for; the error itself for any other."""
     match _constraint(error):
         case "run_dedupe_key_unique_while_not_done":
-            rows = Run.objects.in_scope(scope).filter(dedupe_key=dedupe_key).not_done()
-            holder = rows.values_list("pk", flat=True).first()
-            return DuplicateKey(
-                f"run {holder} holds the dedupe key {dedupe_key!r}", dedupe_key=dedupe_key, run_id=holder
-            )
+            keys = [one.dedupe_key for one in submissions if one.dedupe_key is not None]
+            held = Run.objects.in_scope(submissions[0].scope).filter(dedupe_key__in=keys).not_done()
+            key, holder = held.values_list("dedupe_key", "pk").first() or (_repeated(keys), None)
+            return DuplicateKey(f"run {holder} holds the dedupe key {key!r}", dedupe_key=key, run_id=holder)
         case "message_client_id_unique_in_scope":
             return AlreadyExists("a message with one of these client_ids exists", field="messages.client_id")
         case _:
             return error
+
+
+def _repeated(keys: Sequence[str]) -> str:
+    return next((key for place, key in enumerate(keys) if key in keys[:place]), "")

@@ -15,7 +15,7 @@ from rest_framework import serializers
 
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import Dispatch, Event, Message, Role, Run, TerminationType, Thread, Visibility
-from mailbox_app.operations import submit
+from mailbox_app.operations import submission
 from mailbox_app.states import DispatchStatus, RunStatus
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -114,7 +114,7 @@ class NewRunSerializer(serializers.Serializer[Any]):
         required=False, allow_null=True, max_length=200, help_text="A thread by your own name; made if it is missing."
     )
     if_active = Word(
-        submit.IF_ACTIVE,
+        submission.IF_ACTIVE,
         named="IfActive",
         required=False,
         allow_null=True,

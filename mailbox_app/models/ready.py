@@ -1,0 +1,153 @@
+"""The ready flag: columns of a thread that say whether, and by whom, its head can be claimed now."""
+
+import uuid
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection, models
+from django.db.models import Q
+
+from mailbox_app.models.writes import NOW
+
+if TYPE_CHECKING:
+    from mailbox_app.models.dispatch import Dispatch
+
+
+class BlockedReason(models.TextChoices):
+    """Why due work on a thread does not start."""
+
+    OPEN_RUN = "open_run"
+    BARRIER = "barrier"
+    SCOPE_LIMIT = "scope_limit"
+    PAUSED = "paused"
+
+
+FLAG = ("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wakes_at", "blocked_reason")
+
+# What can start now, first by priority and order; else what can start first. The second half does not ask the clock:
+# what comes due between two looks at it would be neither.
+_HEAD = """
+    (
+        SELECT TRUE, available_at, priority, queue, agent, version_key
+        FROM mailbox_dispatch
+        WHERE thread_id = %(thread)s AND status = 'queued' AND (%(run)s::uuid IS NULL OR run_id = %(run)s::uuid)
+            AND available_at <= statement_timestamp()
+        ORDER BY priority, "order", id LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT FALSE, available_at, priority, queue, agent, version_key
+        FROM mailbox_dispatch
+        WHERE thread_id = %(thread)s AND status = 'queued' AND (%(run)s::uuid IS NULL OR run_id = %(run)s::uuid)
+        ORDER BY available_at, id LIMIT 1
+    )
+"""
+
+
+class ReadyFlag(models.Model):
+    """Due: the head can be claimed now. Waking: it can later. Blocked: something else is in front of it."""
+
+    due_at = models.DateTimeField(null=True, blank=True)
+    due_priority = models.SmallIntegerField(null=True, blank=True)
+    due_queue = models.CharField(max_length=100, null=True, blank=True)
+    due_agent = models.CharField(max_length=200, null=True, blank=True)
+    # Dispatch.version_key of the head; blank: any version may take it.
+    due_version = models.CharField(max_length=400, null=True, blank=True, db_collation="C")
+    wakes_at = models.DateTimeField(null=True, blank=True)
+    blocked_reason = models.CharField(max_length=20, blank=True, default="", choices=BlockedReason.choices)
+
+    if TYPE_CHECKING:
+        active_run_id: uuid.UUID | None
+        open_run_id: uuid.UUID | None
+        deleted_at: datetime | None
+        locked_at: datetime
+        _is_judged: bool
+
+    class Meta:
+        abstract = True
+        constraints: list[Any] = [
+            models.CheckConstraint(
+                condition=Q(
+                    due_at__isnull=True,
+                    due_priority__isnull=True,
+                    due_queue__isnull=True,
+                    due_agent__isnull=True,
+                    due_version__isnull=True,
+                )
+                | Q(
+                    due_at__isnull=False,
+                    due_priority__isnull=False,
+                    due_queue__isnull=False,
+                    due_agent__isnull=False,
+                    due_version__isnull=False,
+                    wakes_at__isnull=True,
+                    active_run_id__isnull=True,
+                    blocked_reason="",
+                ),
+                name="thread_due_flag_whole_or_absent",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["due_queue", "due_agent", "due_version", "due_priority", "due_at", "id"],
+                condition=Q(due_at__isnull=False),
+                name="thread_due",
+            ),
+            models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
+        ]
+
+    def judge(self) -> None:
+        """Rewrite the ready flag from what is queued in the database, in a statement younger than the lock.
+
+        Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start.
+        None of these while a run is claimed: whoever settles it judges again. The fence does this when it is left; a
+        verb calls it earlier when what it has not written yet changes nothing that is queued.
+        """
+        self._is_judged = True
+        self._clear_flag()
+        if self.active_run_id is not None or self.deleted_at is not None:
+            return
+        with connection.cursor() as cursor:
+            cursor.execute(_HEAD, {"thread": self.pk, "run": self.open_run_id})
+            found = cursor.fetchall()
+            if not found and self.open_run_id is not None:
+                cursor.execute(_HEAD, {"thread": self.pk, "run": None})
+                self.blocked_reason = BlockedReason.OPEN_RUN if cursor.fetchone() else ""
+        if found:
+            is_due, *head = max(found, key=lambda row: row[0])
+            self._point_at(is_due, *head)
+
+    def consider(self, dispatch: "Dispatch") -> None:
+        """Rewrite the ready flag for one more queued dispatch, the last in order: the flag itself says all else.
+
+        A flag that has gone stale meanwhile (what it says wakes later has come due) is a hint all the same: the claim
+        looks for the true head.
+        """
+        self._is_judged = True
+        if self.active_run_id is not None:
+            return
+        if self.open_run_id is not None:
+            if self.due_at is None and self.wakes_at is None:
+                self.blocked_reason = BlockedReason.OPEN_RUN
+            return
+        available_at = dispatch.available_at
+        is_due = available_at is NOW or available_at <= self.locked_at
+        if is_due and (self.due_priority is None or dispatch.priority < self.due_priority):
+            is_sooner = True
+        else:
+            is_sooner = not is_due and self.due_at is None and (self.wakes_at is None or available_at < self.wakes_at)
+        if is_sooner:
+            self._clear_flag()
+            head = dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
+            self._point_at(is_due, available_at, *head)
+
+    def _clear_flag(self) -> None:
+        self.due_at = self.due_priority = self.due_queue = self.due_agent = self.due_version = self.wakes_at = None
+        self.blocked_reason = ""
+
+    def _point_at(self, is_due: bool, at: datetime, priority: int, queue: str, agent: str, version: str) -> None:
+        if is_due:
+            self.due_at, self.due_priority, self.due_queue, self.due_agent = at, priority, queue, agent
+            self.due_version = version
+        else:
+            self.wakes_at = at
