@@ -64,6 +64,12 @@ def options(spec: AgentSpec) -> dict[str, Any]:
     return {name: value for name, value in wishes.items() if value is not None}
 
 
+def version_of(name: str) -> str:
+    """The version of the agent's code in this process; blank where it cannot be imported."""
+    spec = _agents.get(name)
+    return "" if spec is None else spec.version
+
+
 _NUMBER = re.compile(r"\d+")
 # Longer runs of digits are no counters; they sort as text among themselves.
 _DIGITS = 10

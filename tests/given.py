@@ -6,6 +6,7 @@ of behaviour submit (`make.py`).
 
 import itertools
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import Model
@@ -14,6 +15,7 @@ from django.db.models.functions import Now
 from mailbox_app.models import (
     UNCLAIMED,
     AgentRegistration,
+    AgentVersion,
     ApiToken,
     Dispatch,
     Event,
@@ -37,6 +39,7 @@ def columns(noun: str, status: str) -> dict[str, Any]:
             return {
                 "started_at": None if status == "created" else Now(),
                 "waiting": {"reason": "user_input", "message": "go on?"} if status == "waiting" else None,
+                "wait_until": Now() + timedelta(days=7) if status == "waiting" else None,
                 "finished_at": Now() if status == "done" else None,
             }
         case "dispatch", "claimed":
@@ -107,6 +110,10 @@ def outbox(*, status: str = "pending", **fields: Any) -> Outbox:
 def registration(**fields: Any) -> AgentRegistration:
     given = {"worker": f"worker@{next(_numbers)}", "agent": "echo", "version": "1", "queues": ["mailbox.default"]}
     return AgentRegistration.objects.create(**{**given, **fields})
+
+
+def agent_version(**fields: Any) -> AgentVersion:
+    return AgentVersion.objects.create(**{"agent": "echo", "version": f"v{next(_numbers)}", **fields})
 
 
 def maintenance(**fields: Any) -> Maintenance:

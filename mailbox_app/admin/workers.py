@@ -6,7 +6,7 @@ from django.contrib import admin
 
 from mailbox_app.admin import render
 from mailbox_app.admin.base import ReadOnlyAdmin
-from mailbox_app.models import AgentRegistration, Maintenance
+from mailbox_app.models import AgentRegistration, AgentVersion, Maintenance
 
 
 @admin.register(AgentRegistration)
@@ -21,6 +21,14 @@ class AgentRegistrationAdmin(ReadOnlyAdmin):
     def served_queues(self, registration: Any) -> str:
         """The worker's queues."""
         return render.cell(registration.excerpt)
+
+
+@admin.register(AgentVersion)
+class AgentVersionAdmin(ReadOnlyAdmin):
+    """One published configuration of an agent."""
+
+    list_display = ("agent", "version", "note", "published_by", "published_at")
+    search_fields = ()
 
 
 @admin.register(Maintenance)

@@ -56,10 +56,6 @@ class MessageQuerySet(MovingQuerySet["Message"]):
     def public(self) -> "MessageQuerySet":
         return self.filter(visibility=Visibility.PUBLIC)
 
-    def readable_by(self, run_id: Any) -> "MessageQuerySet":
-        """Pending messages a run may read: its own and those of nobody, never another run's; in position order."""
-        return self.pending().filter(Q(run_id=run_id) | Q(run_id=None), held=False).order_by("position", "id")
-
     def read_in(self, run_id: Any, turn: int) -> "MessageQuerySet":
         """The input of one turn, in order."""
         return self.committed().filter(run_id=run_id, read_turn=turn).order_by("seq")

@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.db import connection, models
 from django.db.models import Q
@@ -65,7 +65,7 @@ class ReadyFlag(models.Model):
 
     class Meta:
         abstract = True
-        constraints: list[Any] = [
+        constraints = [
             models.CheckConstraint(
                 condition=Q(
                     due_at__isnull=True,
@@ -131,7 +131,7 @@ class ReadyFlag(models.Model):
                 self.blocked_reason = BlockedReason.OPEN_RUN
             return
         available_at = dispatch.available_at
-        is_due = available_at is NOW or available_at <= self.locked_at
+        is_due = cast(Any, available_at) is NOW or available_at <= self.locked_at
         if is_due and (self.due_priority is None or dispatch.priority < self.due_priority):
             is_sooner = True
         else:

@@ -220,7 +220,9 @@ class Thread(ReadyFlag):
         self._writes.insert(row)
 
     def change(self, row: models.Model, **values: Any) -> None:
-        """Have the fence write these attributes of a row; it must still be there. Only under the fence."""
+        """Have the fence write these attributes of a row, none of them its status; only under the fence."""
+        if getattr(row, "STATUS_FIELD", None) in values:
+            raise ValueError(f"the status of a {type(row).__name__} changes by a move")
         self._writes.change(row, values)
 
     def move(self, row: Moving, move: Move, **values: Any) -> None:

@@ -83,11 +83,11 @@ class Writes:
         with connection.cursor() as cursor:
             cursor.execute(_statement(tuple(parts)), documents)
             counts = cursor.fetchone()
-        for (rows, model, source), changed in zip(wanted, counts or (), strict=False):
-            if changed != rows:
+        for (expected, changed_model, status), changed in zip(wanted, counts or (), strict=False):
+            if changed != expected:
                 raise RuntimeError(
-                    f"{changed} of {rows} rows of {model.__name__} changed under the fence"
-                    + (f" from {source}" if source else "")
+                    f"{changed} of {expected} rows of {changed_model.__name__} changed under the fence"
+                    + (f" from {status}" if status else "")
                 )
 
 
@@ -138,7 +138,7 @@ def _columns(model: type[models.Model]) -> list[tuple[str, str, bool]]:
     return [
         (
             field.attname,
-            field.column,
+            str(field.column),
             field.db_default is not models.NOT_PROVIDED or isinstance(field, models.AutoField),
         )
         for field in model._meta.concrete_fields

@@ -12,59 +12,16 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread, columns, loader, read
-from mailbox_app.operations import emit, freeze
+from mailbox_app.operations import candidates, emit, freeze
+from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, RunStatus
+from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, Move, RunStatus
 from mailbox_app.telemetry import observe
 
 # How many candidates a claim looks at for each one it may take: others are locking them at the same time. The wider
 # looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
-# Sorts after any version: a worker whose agent's version is not known here takes all.
-_ANY_VERSION = "\x7f"
 
-# The ORM has neither LATERAL nor loose index scans. One lane is one version of one agent on this queue: the recursion
-# hops from each lane to the next by index, and each lane is one index range. No sort over the backlog: the cost depends
-# neither on it nor on the work of agents and versions this worker cannot run.
-_LANES = """
-    WITH RECURSIVE lane AS (
-        SELECT runnable.agent, runnable.newest, runnable.accepted, (
-            SELECT due_version FROM mailbox_thread
-            WHERE due_queue = %(queue)s AND due_agent = runnable.agent AND due_at IS NOT NULL
-            ORDER BY due_version LIMIT 1
-        ) AS version
-        FROM ROWS FROM (unnest(%(agents)s::text[]), unnest(%(newest)s::text[]), unnest(%(accepted)s::text[]))
-            AS runnable (agent, newest, accepted)
-        UNION ALL
-        SELECT lane.agent, lane.newest, lane.accepted, (
-            SELECT due_version FROM mailbox_thread
-            WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_at IS NOT NULL
-                AND due_version > lane.version
-            ORDER BY due_version LIMIT 1
-        )
-        FROM lane WHERE lane.version IS NOT NULL
-    )
-"""
-# Candidates: the first of each lane, then the first of all.
-_CANDIDATES = (
-    _LANES
-    + """
-    SELECT candidate.id
-    FROM lane
-    CROSS JOIN LATERAL (
-        SELECT id, due_priority, due_at
-        FROM mailbox_thread
-        WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_version = lane.version AND due_at IS NOT NULL
-        ORDER BY due_priority, due_at, id
-        LIMIT %(limit)s
-    ) AS candidate
-    WHERE lane.version = ''
-        OR CASE WHEN lane.accepted IS NULL THEN lane.version <= lane.newest
-            ELSE lane.version = ANY(string_to_array(lane.accepted, E'\n')) END
-    ORDER BY candidate.due_priority, candidate.due_at, candidate.id
-    LIMIT %(limit)s
-"""
-)
 # The row is looked at again under its lock: what is no longer due by then is left out.
 _LOCK = """
     SELECT {columns}, clock_timestamp()
@@ -120,24 +77,24 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     """
     if not tokens or not agents:
         return Claimed(claims=[], has_more=False)
-    runnable = _Runnable.of(agents)
+    runnable = Runnable.of(agents)
     failed: set[uuid.UUID] = set()
-    candidates: list[uuid.UUID] = []
+    waiting: list[uuid.UUID] = []
     most = len(tokens)
     for width in _WIDTHS:
         limit = width * len(tokens)
-        found = _candidates(queue, runnable, limit)
-        candidates = [thread_id for thread_id in found if thread_id not in failed]
-        while candidates:
+        found = candidates.find(queue=queue, runnable=runnable, limit=limit)
+        waiting = [thread_id for thread_id in found if thread_id not in failed]
+        while waiting:
             try:
-                threads, claims = _claim_among(candidates, queue, runnable, worker, tokens[:most])
+                threads, claims = _claim_among(waiting, queue, runnable, worker, tokens[:most])
             except _Unclaimable as error:
                 if error.thread_id is None:
                     most = 1  # some member of the group: each is claimed by itself
                     continue
                 # What is wrong with one thread is no reason for the others to wait.
                 failed.add(error.thread_id)
-                candidates.remove(error.thread_id)
+                waiting.remove(error.thread_id)
                 continue
             if threads:
                 # A thread may still be due when its first run was dropped, or another head has come to the front.
@@ -145,11 +102,11 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
                     thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version)
                     for thread in threads
                 )
-                return Claimed(claims=claims, has_more=still_due or len(candidates) > len(threads))
+                return Claimed(claims=claims, has_more=still_due or len(waiting) > len(threads))
             break
         if len(found) < limit:
             break  # these were all
-    return Claimed(claims=[], has_more=bool(candidates))
+    return Claimed(claims=[], has_more=bool(waiting))
 
 
 def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
@@ -178,12 +135,12 @@ class _Unclaimable(Exception):
 
 
 def _claim_among(
-    candidates: Sequence[uuid.UUID], queue: str, runnable: "_Runnable", worker: str, tokens: Sequence[uuid.UUID]
+    waiting: Sequence[uuid.UUID], queue: str, runnable: Runnable, worker: str, tokens: Sequence[uuid.UUID]
 ) -> tuple[list[Thread], list[Claim]]:
-    """Lock what nobody holds of the candidates and claim it, in one transaction."""
+    """Lock those of the waiting threads that nobody holds and claim their heads, in one transaction."""
     threads: list[Thread] = []
     claims: list[Claim] = []
-    wanted = {"candidates": list(candidates), "queue": queue, "limit": len(tokens)}
+    wanted = {"candidates": list(waiting), "queue": queue, "limit": len(tokens)}
     try:
         with transaction.atomic(), Thread.objects.hold(Thread.objects.locked(_LOCK, wanted)) as threads:
             for thread, token in zip(threads, tokens, strict=False):
@@ -219,44 +176,6 @@ def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
     return handed
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Runnable:
-    """What a worker can run: runs of its agents not started yet, and started ones of versions they accept."""
-
-    agents: list[str]
-    newest: list[str]
-    accepted: list[list[str] | None]
-
-    @classmethod
-    def of(cls, agents: Collection[str]) -> "_Runnable":
-        names = list(agents)
-        specs = [catalogue.find(name) for name in names]
-        return cls(
-            agents=names,
-            newest=[_ANY_VERSION if spec is None else catalogue.version_key(spec.version) for spec in specs],
-            accepted=[None if spec is None else catalogue.accepted_keys(spec) for spec in specs],
-        )
-
-    def takes(self, agent: str | None, version: str | None) -> bool:
-        """Whether the worker can go on with a run of this agent that was started by this version (blank: by none)."""
-        if agent not in self.agents or version is None:
-            return False
-        place = self.agents.index(agent)
-        accepted = self.accepted[place]
-        return version == "" or (version <= self.newest[place] if accepted is None else version in accepted)
-
-
-def _candidates(queue: str, runnable: _Runnable, limit: int) -> list[uuid.UUID]:
-    with connection.cursor() as cursor:
-        cursor.execute(_CANDIDATES, _lanes(queue, runnable) | {"limit": limit})
-        return [row[0] for row in cursor.fetchall()]
-
-
-def _lanes(queue: str, runnable: _Runnable) -> dict[str, Any]:
-    accepted = [None if keys is None else "\n".join(keys) for keys in runnable.accepted]
-    return {"queue": queue, "agents": runnable.agents, "newest": runnable.newest, "accepted": accepted}
-
-
 def _head(thread: Thread) -> tuple[Dispatch, Run] | None:
     """The thread's head now, with its run."""
     sql = _HEAD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
@@ -266,7 +185,7 @@ def _head(thread: Thread) -> tuple[Dispatch, Run] | None:
     return None
 
 
-def _claim_head(thread: Thread, queue: str, runnable: _Runnable, worker: str, token: uuid.UUID) -> Claim | None:
+def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, token: uuid.UUID) -> Claim | None:
     """Claim what is the thread's head now, which need not be what its flag said; None if that is not for us."""
     head = _head(thread)
     if head is None:
@@ -274,22 +193,21 @@ def _claim_head(thread: Thread, queue: str, runnable: _Runnable, worker: str, to
     dispatch, run = head
     if dispatch.queue != queue or not runnable.takes(dispatch.agent, dispatch.version_key):
         return None
+    move: Move | None
+    started: dict[str, Any]
     if run.status == RunStatus.CREATED:
         messages = freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
         if not messages:
             _drop(thread, dispatch)
             return None
-        spec = catalogue.find(run.agent)
-        started = {
-            "started_at": thread.locked_at,
-            "input": _input(messages),
-            "code_version": spec.version if spec is not None else "",
-            "state": _inherited(thread),
-        }
-        move, kind, version = START, Kind.RUN_STARTED, catalogue.version_key(started["code_version"])
+        move, kind, code_version = START, Kind.RUN_STARTED, catalogue.version_of(run.agent)
+        version_key = catalogue.version_key(code_version)
+        started = {"started_at": thread.locked_at, "input": _input(messages), "state": _inherited(thread)}
+        started["code_version"] = code_version
     else:
         messages = list(Message.objects.read_in(run.pk, run.turn))
-        move, kind, version = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED, None
+        move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED
+        version_key, started = dispatch.version_key, {}
     thread.claim_count += 1
     thread.active_run_id = thread.open_run_id = thread.latest_run_id = run.pk
     lease_until = thread.locked_at + timedelta(seconds=conf.lease_seconds)
@@ -303,7 +221,7 @@ def _claim_head(thread: Thread, queue: str, runnable: _Runnable, worker: str, to
         lease_until=lease_until,
         fence=thread.claim_count,
         unrunnable_since=None,
-        version_key=dispatch.version_key if version is None else version,
+        version_key=version_key,
     )
     if move is START:
         thread.move(run, START, **started)

@@ -17,7 +17,8 @@ from mailbox_app.states import DispatchStatus
 _HELD = """
     SELECT {columns}
     FROM mailbox_dispatch AS dispatch JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    WHERE dispatch.id = %(dispatch)s AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
+    WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
+        AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
 
 
@@ -66,7 +67,8 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
     sql = _HELD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
-    for dispatch, *rest in read(Dispatch, sql, {"dispatch": claim.dispatch_id, "token": claim.token}):
+    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token}
+    for dispatch, *rest in read(Dispatch, sql, wanted):
         dispatch.run = loader(Run)(rest)
         return dispatch
     return None

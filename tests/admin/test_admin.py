@@ -19,6 +19,7 @@ from django.utils import timezone
 from mailbox_app.admin import base
 from mailbox_app.models import (
     AgentRegistration,
+    AgentVersion,
     ApiToken,
     DeadLetter,
     Dispatch,
@@ -50,6 +51,7 @@ MAKERS: dict[type[models.Model], Callable[..., models.Model]] = {
     Ticket: lambda: given.ticket(question=EVIL, arguments={"x": EVIL}),
     Outbox: lambda: given.outbox(last_error=EVIL, payload={"x": EVIL}),
     AgentRegistration: lambda: given.registration(queues=[EVIL], options={"x": EVIL}),
+    AgentVersion: lambda: given.agent_version(note=EVIL, configuration={"x": EVIL}),
     Maintenance: lambda: given.maintenance(worker=EVIL),
     IdempotencyKey: lambda: given.idempotency_key(response={"x": EVIL}),
     ApiToken: lambda: given.api_token(name=EVIL),

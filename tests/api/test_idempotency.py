@@ -187,7 +187,7 @@ def test_the_lock_timeout_of_the_wait_ends_with_it() -> None:
 
     def look(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         result = execute(sql, params, many, context)
-        if 'INSERT INTO "mailbox_run"' in sql:
+        if "INSERT INTO mailbox_run" in sql:
             seen.append(timeout())
         return result
 

@@ -2,16 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db.models.functions import Now
 
 from mailbox_app.execution import Context, runner
 from mailbox_app.execution.lease import LeaseKeeper
-from mailbox_app.models import Dispatch, Event, JournalEntry, Message
-from mailbox_app.operations import recover
+from mailbox_app.models import Event, JournalEntry, Message
+from mailbox_app.operations import recover, tick
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
@@ -224,8 +222,8 @@ def test_a_retried_attempt_replays_its_journal_and_begins_with_the_turn_s_state(
 
     claim = perform(agent)
     assert scene.dispatch(claim).last_error == "ConnectionError: ConnectionError: away"
-    Dispatch.objects.update(available_at=Now() - timedelta(seconds=1))
-    scene.post(agent="probe", thread_id=claim.thread_id)  # any fence judges the thread again
+    scene.make_available(claim)
+    assert tick.promote() == 1
     assert again().run_id == claim.run_id
     assert (calls, states) == ([1], [{}, {}])
     assert (scene.run(claim).final_output, scene.run(claim).state) == ("done", {"touched": True})

@@ -56,8 +56,8 @@ def held(*of: Receipt) -> Iterator[None]:
 
 
 def bad(of: Receipt) -> Receipt:
-    """A run whose head cannot be claimed: a restored table or a raw edit made its state a list."""
-    Run.objects.filter(pk=of.run_id).update(state=[1])
+    """A run whose head cannot be claimed: a restored table or a raw edit made its activation a list."""
+    Run.objects.filter(pk=of.run_id).update(activation=[1])
     return of
 
 
@@ -78,7 +78,7 @@ def test_a_head_that_cannot_be_claimed_keeps_no_other_waiting_and_is_told(caplog
     with caplog.at_level(logging.ERROR, "mailbox"):
         assert [scene.taken().run_id for _ in others] == [one.run_id for one in others]
     facts = [record.mailbox for record in caplog.records if record.message.startswith("claim.failed ")]
-    assert [(one["thread_id"], one["error"]) for one in facts] == [(broken.thread_id, "TypeError")] * 3
+    assert [(one["thread_id"], one["error"]) for one in facts] == [(broken.thread_id, "AttributeError")] * 3
     assert (scene.dispatch(broken).status, scene.run(broken).status, scene.log(broken)) == ("queued", "created", [])
 
 

@@ -119,7 +119,9 @@ def test_a_forgotten_thread_is_found_mended_and_told(caplog: pytest.LogCaptureFi
     due = scene.post()
     later = scene.post(available_at=scene.database_now() + timedelta(hours=1))
     flags = scene.flag(due), scene.flag(later)
-    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, wakes_at=None)
+    Thread.objects.update(
+        due_at=None, due_priority=None, due_queue=None, due_agent=None, due_version=None, wakes_at=None
+    )
     assert recover.repair() == 2
     assert (scene.flag(due), scene.flag(later)) == flags
     assert [(r.levelname, r.getMessage().split()[0]) for r in caplog.records] == [("ERROR", "thread.flag_repaired")] * 2
@@ -131,13 +133,15 @@ def test_a_repair_is_bounded(settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
     for _ in range(3):
         scene.post()
-    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None)
+    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, due_version=None)
     assert (recover.repair(), recover.repair(), recover.repair()) == (2, 1, 0)
 
 
 def test_a_deleted_thread_is_not_repaired() -> None:
     scene.post()
-    Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, deleted_at=Now())
+    Thread.objects.update(
+        due_at=None, due_priority=None, due_queue=None, due_agent=None, due_version=None, deleted_at=Now()
+    )
     with scene.nothing_changes():
         assert recover.repair() == 0
 

@@ -46,7 +46,7 @@ def test_a_lease_that_cannot_be_taken_back_keeps_no_other_repair_or_signal_waiti
     # A restored table: the next event would have the number of one that exists.
     Thread.objects.filter(pk=broken.thread_id).update(last_cursor=1)
     forgotten = scene.post("three")
-    flag = {"due_at": None, "due_priority": None, "due_queue": None, "due_agent": None}
+    flag = {"due_at": None, "due_priority": None, "due_queue": None, "due_agent": None, "due_version": None}
     Thread.objects.filter(pk=forgotten.thread_id).update(**flag)
     redis.Redis.from_url(conf.redis_url).delete(queue)
     with caplog.at_level(logging.ERROR, "mailbox"):

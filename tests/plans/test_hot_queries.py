@@ -10,29 +10,32 @@ import pytest
 from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
-from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread
-from mailbox_app.operations import claim
+from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread, ready
+from mailbox_app.models.writes import Writes
+from mailbox_app.operations import candidates, claim, freeze, ownership
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
     INSERT INTO mailbox_thread (id, scope, title, metadata, epoch, last_seq, last_cursor, pruned_cursor, next_order,
-        claim_count, pending_revision, due_at, due_priority, due_queue, due_agent, wakes_at, blocked_reason)
+        claim_count, pending_revision, due_at, due_priority, due_queue, due_agent, due_version, wakes_at,
+        blocked_reason)
     SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'acme', '', '{}', 0, 0, 3, 0, 2, 0, 1,
         CASE WHEN n % 5 = 0 THEN now() END, CASE WHEN n % 5 = 0 THEN 128 END,
         CASE WHEN n % 5 = 0 THEN 'mailbox.default' END, CASE WHEN n % 5 = 0 THEN 'agent-' || n % 3 END,
-        CASE WHEN n % 5 = 1 THEN now() + n * interval '1 minute' END, ''
+        CASE WHEN n % 5 = 0 THEN '' END, CASE WHEN n % 5 = 1 THEN now() + n * interval '1 minute' END, ''
     FROM generate_series(1, 5000) AS n;
 
     INSERT INTO mailbox_run (id, scope, thread_id, agent, code_version, config_version, status, turn, "order", input,
-        output, activation, state, steps, input_tokens, output_tokens, started_at, finished_at)
+        output, activation, state, resumes, steps, input_tokens, output_tokens, started_at, finished_at)
     SELECT id, 'acme', id, 'echo', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'done' ELSE 'created' END,
-        1, 1, '{}', '{}', '{}', '{}', 0, 0, 0, now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
+        1, 1, '{}', '{}', '{}', '{}', '[]', 0, 0, 0, now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
     FROM mailbox_thread;
 
-    INSERT INTO mailbox_dispatch (id, thread_id, run_id, agent, queue, priority, "order", epoch, status, available_at,
-        attempt_count, lost_count, max_attempts, last_error, claimed_by, resolution, completed_at)
-    SELECT id, id, id, coalesce(due_agent, 'echo'), 'mailbox.default', 128, 1, 0,
+    INSERT INTO mailbox_dispatch (id, thread_id, run_id, agent, version_key, queue, priority, "order", epoch, status,
+        available_at, attempt_count, lost_count, max_attempts, last_error, claimed_by, resolution, completed_at)
+    SELECT id, id, id, coalesce(due_agent, 'echo'), '', 'mailbox.default', 128, 1, 0,
         CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'acked' ELSE 'queued' END, coalesce(wakes_at, now()),
         0, 0, 5, '', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
     FROM mailbox_thread;
@@ -95,25 +98,42 @@ def a_thread() -> Thread:
 
 
 def test_a_claim_looks_for_candidates_in_one_index_range_an_agent() -> None:
-    params = {"agents": ["agent-0", "agent-1", "none"], "queue": "mailbox.default", "limit": 8}
+    params = candidates.lanes("mailbox.default", candidates.Runnable.of(["agent-0", "agent-1", "none"])) | {"limit": 8}
     # The sort is over at most `limit` rows an agent, not over the backlog.
-    assert_uses("thread_due", (claim._CANDIDATES, params), sorts=True)
-    plan = explain(claim._CANDIDATES, params)
-    (scan,) = (node for node in plan if node.get("Index Name") == "thread_due")
-    assert scan["Node Type"] in ("Index Scan", "Index Only Scan")
-    assert "due_queue" in scan["Index Cond"]
-    assert "due_agent" in scan["Index Cond"]
+    assert_uses("thread_due", (candidates.CANDIDATES, params), sorts=True)
+    plan = explain(candidates.CANDIDATES, params)
+    scans = [node for node in plan if node.get("Index Name") == "thread_due"]
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}
+    assert all("due_agent" in node["Index Cond"] for node in scans)
+    assert "due_version = " in scans[-1]["Index Cond"]
     kinds = [node["Node Type"] for node in plan]
     inner = kinds[kinds.index("Nested Loop") + 1 :]
     assert not {"Sort", "Incremental Sort"} & set(inner), "each range comes in order"
 
 
-def test_a_head_is_one_probe() -> None:
-    assert_uses("dispatch_head", Dispatch.objects.filter(thread=a_thread()).queued().head()[:1])
+def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
+    look = ready._HEAD, {"thread": a_thread().pk, "run": None}
+    assert_uses("dispatch_head", look, sorts=True)
+    assert_uses("dispatch_waking", look, sorts=True)
 
 
-def test_what_wakes_a_thread_is_one_probe() -> None:
-    assert_uses("dispatch_waking", Dispatch.objects.filter(thread=a_thread()).queued().soonest()[:1], sorts=True)
+def test_a_claim_finds_head_and_run_by_index() -> None:
+    sql = claim._HEAD.replace("{columns}", "dispatch.*, run.*")
+    assert_uses("dispatch_head", (sql, {"thread": a_thread().pk, "open": None}))
+
+
+def test_a_worker_proves_its_claim_in_one_probe() -> None:
+    sql = ownership._HELD.replace("{columns}", "dispatch.*, run.*")
+    params = {"thread": a_thread().pk, "dispatch": uuid.uuid4(), "token": uuid.uuid4()}
+    assert_uses("dispatch_one_claimed_per_thread", (sql, params))
+
+
+def test_what_a_fence_writes_is_found_by_primary_key() -> None:
+    writes = Writes()
+    writes.change(a_thread(), {"last_seq": 1})
+    with CaptureQueriesContext(connection) as statements:
+        writes.flush()
+    assert_uses("mailbox_thread_pkey", (statements[0]["sql"].replace("%", "%%"), ()), sorts=True)
 
 
 def test_the_tick_reads_what_wakes_by_now_in_order() -> None:
@@ -140,8 +160,8 @@ def test_whether_a_queue_has_due_work_is_one_probe() -> None:
 
 
 def test_a_run_s_pending_messages_are_read_in_order() -> None:
-    rows = Message.objects.filter(thread=a_thread()).readable_by(uuid.uuid4())
-    assert_uses("message_pending", rows, sorts=True)
+    sql = freeze._READABLE.replace("{columns}", "message.*")
+    assert_uses("message_pending", (sql, {"thread": a_thread().pk, "run": uuid.uuid4()}), sorts=True)
 
 
 def test_a_turn_s_input_is_read_in_order() -> None:

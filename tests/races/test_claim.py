@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from mailbox_app.models import Dispatch, Run, Thread
+from mailbox_app.models import Dispatch, Run, Thread, ready
 from mailbox_app.operations import claim, recover, settle, tick
 from tests.operations import scene
 from tests.races.actors import crew, start
@@ -144,19 +144,30 @@ def test_a_scheduled_head_that_comes_due_after_the_flag_was_written_goes_first()
     assert scene.taken().run_id == urgent.run_id
 
 
-def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten() -> None:
-    """It is too late for the look at heads and too early for the look at what wakes, unless both agree on one rule."""
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten(moment: str) -> None:
+    """Both halves of the look agree on one rule: what is no head yet is waking."""
+    running = scene.posted_and_taken()
     at = scene.database_now() + timedelta(seconds=0.4)
+    posted = scene.post(thread_id=running.thread_id, available_at=at)
 
-    def wait_between(execute, sql, params, many, context):
-        result = execute(sql, params, many, context)
-        if "mailbox_dispatch" in sql and 'available_at" <= ' in sql:
+    def let_it_come_due(execute, sql, params, many, context):
+        def wait() -> None:
             with connection.connection.cursor() as cursor:
                 cursor.execute("SELECT pg_sleep(extract(epoch FROM %s - clock_timestamp()) + 0.01)", [at])
+
+        if sql is not ready._HEAD:
+            return execute(sql, params, many, context)
+        if moment == "before":
+            wait()
+        result = execute(sql, params, many, context)
+        if moment == "after":
+            wait()
         return result
 
-    with connection.execute_wrapper(wait_between):
-        posted = scene.post(available_at=at)
-    assert scene.flag(posted) == scene.WAKING
-    assert tick.promote() == 1
+    with connection.execute_wrapper(let_it_come_due):
+        settle.complete(running)
+    if moment == "after":
+        assert scene.flag(posted) == scene.WAKING
+        assert tick.promote() == 1
     assert scene.flag(posted) == scene.DUE

@@ -20,7 +20,7 @@ A = "'00000000-0000-7000-8000-00000000000a'"
 B = "'00000000-0000-7000-8000-00000000000b'"
 WHEN = "now()"
 CLAIM = f"claim_token = {A}, claimed_by = 'w', lease_until = {WHEN}"
-FLAG = f"due_at = {WHEN}, due_priority = 1, due_queue = 'q', due_agent = 'a'"
+FLAG = f"due_at = {WHEN}, due_priority = 1, due_queue = 'q', due_agent = 'a', due_version = ''"
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,11 @@ def two_registrations() -> Any:
     return given.registration(worker="w", agent="b")
 
 
+def two_agent_versions() -> Any:
+    given.agent_version(version="a")
+    return given.agent_version(version="b")
+
+
 def two_idempotency_keys() -> Any:
     given.idempotency_key(key="k")
     return given.idempotency_key(key="l")
@@ -146,7 +151,9 @@ CASES: dict[str, Case | list[Case]] = {
             "due_queue = 'q'",
             "due_agent = 'a'",
             f"{FLAG}, due_at = NULL".replace(f"due_at = {WHEN}, ", "", 1),
-            f"due_at = {WHEN}, due_queue = 'q', due_agent = 'a'",
+            f"due_at = {WHEN}, due_queue = 'q', due_agent = 'a', due_version = ''",
+            f"due_at = {WHEN}, due_priority = 1, due_queue = 'q', due_agent = 'a'",
+            "due_version = ''",
             f"due_at = {WHEN}, due_priority = 1, due_agent = 'a'",
             f"due_at = {WHEN}, due_priority = 1, due_queue = 'q'",
             f"{FLAG}, wakes_at = {WHEN}",
@@ -179,13 +186,21 @@ CASES: dict[str, Case | list[Case]] = {
     ),
     "run_turn_from_one": Case(given.run, ["turn = 0", "turn = -1"], ["turn = 1"]),
     "run_waiting_iff_waiting_state": [
-        Case(lambda: given.run(status="running"), ["status = 'waiting'"], ["status = 'waiting', waiting = '{}'"]),
+        Case(
+            lambda: given.run(status="running"),
+            [f"status = 'waiting', wait_until = {WHEN}"],
+            [f"status = 'waiting', wait_until = {WHEN}, waiting = '{{}}'"],
+        ),
         Case(given.run, ["waiting = '{}'"], ["waiting = NULL"]),
         Case(
             lambda: given.run(status="waiting"),
-            ["waiting = NULL", "status = 'running'"],
-            ["status = 'running', waiting = NULL"],
+            ["waiting = NULL", "status = 'running', wait_until = NULL"],
+            ["status = 'running', waiting = NULL, wait_until = NULL"],
         ),
+    ],
+    "run_every_wait_has_an_end": [
+        Case(lambda: given.run(status="waiting"), ["wait_until = NULL"], [f"wait_until = {WHEN}"]),
+        Case(given.run, [f"wait_until = {WHEN}"], ["wait_until = NULL"]),
     ],
     "run_done_iff_finished": [
         Case(given.run, ["status = 'done'", f"finished_at = {WHEN}"], [f"status = 'done', finished_at = {WHEN}"]),
@@ -198,13 +213,17 @@ CASES: dict[str, Case | list[Case]] = {
     ),
     "run_open_only_after_start": [
         Case(given.run, ["status = 'running'"], [f"status = 'running', started_at = {WHEN}"]),
-        Case(given.run, ["status = 'waiting', waiting = '{}'"], [f"status = 'done', finished_at = {WHEN}"]),
+        Case(
+            given.run,
+            [f"status = 'waiting', waiting = '{{}}', wait_until = {WHEN}"],
+            [f"status = 'done', finished_at = {WHEN}"],
+        ),
     ],
     "run_one_open_per_thread": Case(
         two_runs_of_a_thread,
         [
             f"status = 'running', started_at = {WHEN}",
-            f"status = 'waiting', waiting = '{{}}', started_at = {WHEN}",
+            f"status = 'waiting', waiting = '{{}}', wait_until = {WHEN}, started_at = {WHEN}",
         ],
         [f"status = 'done', finished_at = {WHEN}", "status = 'created'"],
     ),
@@ -362,6 +381,8 @@ CASES: dict[str, Case | list[Case]] = {
     # workers
     "agent_registration_names_not_blank": blank(given.registration, "worker", "agent", "version"),
     "agent_registration_slots_from_one": Case(given.registration, ["slots = 0"], ["slots = 1"]),
+    "agent_version_names_not_blank": blank(given.agent_version, "agent", "version"),
+    "agent_version_once": Case(two_agent_versions, ["version = 'a'"], ["version = 'a', agent = 'other'"]),
     "agent_registration_once_per_worker": Case(two_registrations, ["agent = 'a'"], ["agent = 'a', worker = 'v'"]),
     # API
     "idempotency_key_names_not_blank": blank(given.idempotency_key, "scope", "key"),

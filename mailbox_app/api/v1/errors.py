@@ -48,6 +48,7 @@ PROBLEMS: dict[str, Problem] = {
     "active_run_conflict": Problem(409, "The thread has an open run"),
     "duplicate_key": Problem(409, "Another run holds this dedupe key"),
     "already_exists": Problem(409, "It exists already"),
+    "immutable": Problem(409, "What is published is never changed"),
     "idempotency_key_reused": Problem(409, "The Idempotency-Key belongs to another request"),
     "request_in_flight": Problem(409, "The first request with this Idempotency-Key is still running", 1),
     "gone": Problem(410, "It was here and has been deleted"),

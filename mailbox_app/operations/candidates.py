@@ -1,0 +1,96 @@
+"""Which due threads a worker can take: it looks only at the lanes it can run, whatever waits beside them."""
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connection
+
+from mailbox_app import catalogue
+
+# Sorts after any version: a worker whose agent's version is not known here takes all.
+_ANY_VERSION = "\x7f"
+
+# The ORM has neither LATERAL nor loose index scans. One lane is one version of one agent on this queue: the recursion
+# hops from each lane to the next by index, and each lane is one index range. No sort over the backlog: the cost depends
+# neither on it nor on the work of agents and versions this worker cannot run.
+_LANES = """
+    WITH RECURSIVE lane AS (
+        SELECT runnable.agent, runnable.newest, runnable.accepted, (
+            SELECT due_version FROM mailbox_thread
+            WHERE due_queue = %(queue)s AND due_agent = runnable.agent AND due_at IS NOT NULL
+            ORDER BY due_version LIMIT 1
+        ) AS version
+        FROM ROWS FROM (unnest(%(agents)s::text[]), unnest(%(newest)s::text[]), unnest(%(accepted)s::text[]))
+            AS runnable (agent, newest, accepted)
+        UNION ALL
+        SELECT lane.agent, lane.newest, lane.accepted, (
+            SELECT due_version FROM mailbox_thread
+            WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_at IS NOT NULL
+                AND due_version > lane.version
+            ORDER BY due_version LIMIT 1
+        )
+        FROM lane WHERE lane.version IS NOT NULL
+    )
+"""
+# Candidates: the first of each lane, then the first of all.
+CANDIDATES = (
+    _LANES
+    + """
+    SELECT candidate.id
+    FROM lane
+    CROSS JOIN LATERAL (
+        SELECT id, due_priority, due_at
+        FROM mailbox_thread
+        WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_version = lane.version AND due_at IS NOT NULL
+        ORDER BY due_priority, due_at, id
+        LIMIT %(limit)s
+    ) AS candidate
+    WHERE lane.version = ''
+        OR CASE WHEN lane.accepted IS NULL THEN lane.version <= lane.newest
+            ELSE lane.version = ANY(string_to_array(lane.accepted, E'\n')) END
+    ORDER BY candidate.due_priority, candidate.due_at, candidate.id
+    LIMIT %(limit)s
+"""
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runnable:
+    """What a worker can run: runs of its agents not started yet, and started ones of versions they accept."""
+
+    agents: list[str]
+    newest: list[str]
+    accepted: list[list[str] | None]
+
+    @classmethod
+    def of(cls, agents: Collection[str]) -> "Runnable":
+        names = list(agents)
+        specs = [catalogue.find(name) for name in names]
+        return cls(
+            agents=names,
+            newest=[_ANY_VERSION if spec is None else catalogue.version_key(spec.version) for spec in specs],
+            accepted=[None if spec is None else catalogue.accepted_keys(spec) for spec in specs],
+        )
+
+    def takes(self, agent: str | None, version: str | None) -> bool:
+        """Whether the worker can go on with a run of this agent that was started by this version (blank: by none)."""
+        if agent not in self.agents or version is None:
+            return False
+        place = self.agents.index(agent)
+        accepted = self.accepted[place]
+        return version == "" or (version <= self.newest[place] if accepted is None else version in accepted)
+
+
+def find(*, queue: str, runnable: Runnable, limit: int) -> list[uuid.UUID]:
+    """Ids of up to `limit` due threads of the queue whose heads can be run, in the order in which they should be."""
+    with connection.cursor() as cursor:
+        cursor.execute(CANDIDATES, lanes(queue, runnable) | {"limit": limit})
+        return [row[0] for row in cursor.fetchall()]
+
+
+def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:
+    """The parameters of the statement that name the lanes."""
+    accepted = [None if keys is None else "\n".join(keys) for keys in runnable.accepted]
+    return {"queue": queue, "agents": runnable.agents, "newest": runnable.newest, "accepted": accepted}
