@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import connection, models
+from django.db.backends.postgresql.base import ServerBindingCursor
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
 
@@ -80,9 +81,7 @@ class Writes:
             documents.append(_encode(rows))
             wanted.append((len(rows), model, source))
         self._inserts, self._updates = {}, {}
-        with connection.cursor() as cursor:
-            cursor.execute(_statement(tuple(parts)), documents)
-            counts = cursor.fetchone()
+        (counts,) = ask(_statement(tuple(parts)), documents)
         for (expected, changed_model, status), changed in zip(wanted, counts or (), strict=False):
             if changed != expected:
                 raise RuntimeError(
@@ -95,9 +94,20 @@ def read(model: type[ModelT], sql: str, params: Mapping[str, Any]) -> list[tuple
     """Rows of a statement that begins with `columns(model)`: (object, what follows …)."""
     load = _loader(model)
     width = len(load.names)
-    with connection.cursor() as cursor:
+    return [(load(found[:width]), *found[width:]) for found in ask(sql, params)]
+
+
+def ask(sql: str, params: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The rows of a statement that is sent often: PostgreSQL plans it once a connection, if it may.
+
+    It may where the project's OPTIONS name a `prepare_threshold`; Django's default is none, for poolers that give each
+    transaction another connection.
+    """
+    connection.ensure_connection()
+    raw = ServerBindingCursor(connection.connection)
+    with connection.make_debug_cursor(raw) if connection.queries_logged else connection.make_cursor(raw) as cursor:
         cursor.execute(sql, params)
-        return [(load(found[:width]), *found[width:]) for found in cursor.fetchall()]
+        return list(cursor.fetchall())
 
 
 @cache

@@ -11,12 +11,24 @@ from django.db import transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
+from mailbox_app.models.ready import HEADS
 from mailbox_app.states import DispatchStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
 _HELD = """
     SELECT {columns}
     FROM mailbox_dispatch AS dispatch JOIN mailbox_run AS run ON run.id = dispatch.run_id
+    WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
+        AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
+"""
+
+
+# The same, and what else is queued on its thread: who ends the claim has to judge the thread's flag.
+_HELD_AND_HEADS = f"""
+    SELECT {{columns}}, heads.*
+    FROM mailbox_dispatch AS dispatch
+    JOIN mailbox_run AS run ON run.id = dispatch.run_id
+    LEFT JOIN LATERAL ({HEADS}) AS heads ON TRUE
     WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
@@ -66,12 +78,25 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
-    sql = _HELD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
-    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token}
-    for dispatch, *rest in read(Dispatch, sql, wanted):
+    for dispatch, *rest in _look(claim, _HELD):
         dispatch.run = loader(Run)(rest)
         return dispatch
     return None
+
+
+def find_with_heads(claim: Claim) -> tuple[Dispatch | None, list[tuple[Any, ...]]]:
+    """The same, and the rows with which `Thread.judge` judges the thread once the run is done."""
+    width = len(loader(Run).names)
+    dispatch, heads = None, []
+    for dispatch, *rest in _look(claim, _HELD_AND_HEADS):
+        dispatch.run = loader(Run)(rest[:width])
+        heads.append(tuple(rest[width:]))
+    return dispatch, [head for head in heads if head[0] is not None]
+
+
+def _look(claim: Claim, sql: str) -> list[Any]:
+    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token, "run": None}
+    return read(Dispatch, sql.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"), wanted)
 
 
 def refuse_transaction() -> None:

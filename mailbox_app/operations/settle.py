@@ -13,7 +13,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, TerminationType, Thread
 from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, find, has_ended, lost
+from mailbox_app.operations.ownership import Claim, find, find_with_heads, has_ended, lost
 from mailbox_app.states import ACK, DEAD_LETTER, FINISH, NACK, STOP, DispatchStatus, RunStatus
 
 # After the 8th failure the backoff grows no more: 2^7 of the first delay.
@@ -28,9 +28,11 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     """
     termination = {"type": TerminationType.NATURAL_END}
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, DispatchStatus.ACKED)
+        dispatch, heads = find_with_heads(claim)
         if dispatch is None:
-            return
+            if has_ended(claim, DispatchStatus.ACKED):
+                return
+            raise lost(claim)
         run = dispatch.run
         thread.move(
             dispatch,
@@ -57,7 +59,7 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
             output={"message_ids": [str(message.pk) for message in produced]},
         )
         # What is queued on the thread is as it was: one look fewer.
-        thread.judge()
+        thread.judge(heads)
     hints.tell(thread)
 
 
