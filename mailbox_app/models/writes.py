@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from django.db import connection, models
@@ -104,7 +104,7 @@ def ask(sql: str, params: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, 
     transaction another connection.
     """
     connection.ensure_connection()
-    raw = ServerBindingCursor(connection.connection)
+    raw: Any = ServerBindingCursor(cast(Any, connection.connection))  # type: ignore[call-arg]  # psycopg's, mixed in
     with connection.make_debug_cursor(raw) if connection.queries_logged else connection.make_cursor(raw) as cursor:
         cursor.execute(sql, params)
         return list(cursor.fetchall())
@@ -176,7 +176,8 @@ def _update(model: type[models.Model], source: str, columns: _Shape, many: bool)
     if "updated_at" in _column_of(model):
         settings.append(f'"updated_at" = {_CLOCK}')
     status = getattr(model, "STATUS_FIELD", "status")
-    guard = f" AND kept.\"{status}\" = '{source}'" if source else ""
+    # Not `=`: that would let the planner walk a partial index of everything that is claimed instead of one key.
+    guard = f" AND kept.\"{status}\" IS NOT DISTINCT FROM '{source}'" if source else ""
     return (
         f"UPDATE {table} AS kept SET {', '.join(settings)} FROM {_rows(table, many)} AS given "
         f"WHERE kept.id = given.id{guard} RETURNING 1"

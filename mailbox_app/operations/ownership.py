@@ -78,10 +78,10 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
+    dispatch: Dispatch | None = None
     for dispatch, *rest in _look(claim, _HELD):
         dispatch.run = loader(Run)(rest)
-        return dispatch
-    return None
+    return dispatch
 
 
 def find_with_heads(claim: Claim) -> tuple[Dispatch | None, list[tuple[Any, ...]]]:

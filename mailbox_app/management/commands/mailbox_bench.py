@@ -23,6 +23,17 @@ from mailbox_app.management.commands.mailbox_dev import Interruptible, start
 
 # The passes would signal what a scenario has parked on purpose.
 _SETTINGS = {"sweep_seconds": 3_600, "due_tick_seconds": 1, "max_batch": 1_000}
+# Name → what measures it, how often at scale 1, and its options.
+SCENARIOS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "celery": ("celery", 2_000, {}),
+    "submit": ("submit", 600, {}),
+    "bulk": ("bulk", 4_000, {}),
+    "http": ("http_submit", 800, {"clients": 8}),
+    "drain-500": ("drain", 2_000, {"threads": 500}),
+    "drain-200": ("drain", 2_000, {"threads": 200}),
+    "drain-1": ("drain", 300, {"threads": 1}),
+    "latency": ("latency", 100, {}),
+}
 _PACKAGES = ("django", "djangorestframework", "celery", "kombu", "redis", "psycopg", "uvicorn")
 
 
@@ -40,6 +51,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if unknown := set(options["only"]) - set(SCENARIOS):
+            raise CommandError(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
         folder = Path(tempfile.mkdtemp(prefix="mailbox-bench-"))
         os.environ["MAILBOX_SETTINGS"] = json.dumps({**_given_settings(), **_SETTINGS})
         extra = [name for name in os.environ.get("MAILBOX_EXTRA_APPS", "").split(",") if name]
@@ -69,9 +82,7 @@ class Command(BaseCommand):
 
     def _measure(self, stack: Stack, options: dict[str, Any]) -> dict[str, Any]:
         scenarios = _scenarios(stack, options["scale"])
-        chosen = options["only"] or list(scenarios)
-        if unknown := set(chosen) - set(scenarios):
-            raise CommandError(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(scenarios)}")
+        chosen = options["only"] or list(SCENARIOS)
         rounds: dict[str, list[dict[str, float]]] = defaultdict(list)
         for number in range(options["rounds"]):
             for name in chosen:
@@ -111,21 +122,14 @@ class Command(BaseCommand):
 def _scenarios(stack: Stack, scale: float) -> dict[str, list[str]]:
     """Name → arguments of `devtools.bench`."""
     facts = stack.facts
-
-    def of(name: str, count: int, **more: Any) -> list[str]:
-        return [name, json.dumps({"count": max(int(count * scale), more.get("threads", 1), 16), **more})]
-
     token = Path(facts["token_file"]).read_text().strip()
-    return {
-        "celery": of("celery", 2_000),
-        "submit": of("submit", 600),
-        "bulk": of("bulk", 4_000),
-        "http": of("http_submit", 800, clients=8, url=facts["urls"]["web"], token=token),
-        "drain-500": of("drain", 2_000, threads=500),
-        "drain-200": of("drain", 2_000, threads=200),
-        "drain-1": of("drain", 300, threads=1),
-        "latency": of("latency", 100),
-    }
+    found = {}
+    for name, (function, count, more) in SCENARIOS.items():
+        given = {"count": max(int(count * scale), 16), **more}
+        if function == "http_submit":
+            given |= {"url": facts["urls"]["web"], "token": token}
+        found[name] = [function, json.dumps(given)]
+    return found
 
 
 def _machine(stack: Stack) -> dict[str, str]:
