@@ -146,6 +146,13 @@ MAILBOX: dict[str, Any] = {
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
 
+# What the example agent `chat` talks to: any OpenAI-compatible endpoint, up to where /chat/completions begins.
+MAILBOX_CHAT_BASE_URL = str(_ENV.get("MAILBOX_CHAT_BASE_URL", ""))
+MAILBOX_CHAT_API_KEY = str(_ENV.get("MAILBOX_CHAT_API_KEY", ""))
+MAILBOX_CHAT_MODEL = str(_ENV.get("MAILBOX_CHAT_MODEL", ""))
+# How long the endpoint may be silent, at the beginning or in mid-answer.
+MAILBOX_CHAT_TIMEOUT_SECONDS = float(_ENV.get("MAILBOX_CHAT_TIMEOUT_SECONDS") or 60)
+
 
 def _is_no_tick(record: logging.LogRecord) -> bool:
     """Beat tells of each task it sends, one a second; the table of maintenance passes says when they last ran."""
