@@ -89,12 +89,16 @@ def _complete(
     pieces: list[str] = []
     ending, usage, looked_at = None, None, time.monotonic()
     messages = [*conversation, *(_told(message.role, message.text) for message in heard)]
-    with _client() as client, _explained(client), client.chat.completions.create(
-        model=settings.MAILBOX_CHAT_MODEL,
-        messages=messages,
-        stream=True,
-        stream_options={"include_usage": True},
-    ) as stream:
+    with (
+        _client() as client,
+        _explained(client),
+        client.chat.completions.create(
+            model=settings.MAILBOX_CHAT_MODEL,
+            messages=messages,
+            stream=True,
+            stream_options={"include_usage": True},
+        ) as stream,
+    ):
         for chunk in stream:
             usage = chunk.usage or usage
             for choice in chunk.choices[:1]:
