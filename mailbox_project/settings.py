@@ -141,7 +141,9 @@ SPECTACULAR_SETTINGS = {
 # The broker carries wake-up signals only: losing all of it delays work and loses none.
 CELERY_BROKER_URL = str(_ENV.get("CELERY_BROKER_URL") or _ENV.get("REDIS_URL") or "redis://127.0.0.1:6379/0")
 MAILBOX: dict[str, Any] = {
-    "redis_url": str(_ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith("redis") else "")),
+    "redis_url": str(
+        _ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith(("redis://", "rediss://")) else "")
+    ),
     # "MAILBOX_SETTINGS" is a JSON object with any key of mailbox_app.conf, for trying out other values.
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
