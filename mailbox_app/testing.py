@@ -18,6 +18,7 @@ and `registered_agent`. It is no entry point on purpose: nothing is imported int
 """
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,10 +27,12 @@ from datetime import timedelta
 from typing import Any
 from unittest.mock import ANY
 
+from django.db import connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel
+from mailbox_app.errors import LeaseLost, Stop
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, Kind, Message, Role, Run, Thread
@@ -68,10 +71,10 @@ def run_until_idle(
     is taken as due; what it schedules in its turn is not.
 
     An agent's exception is not raised: its run is retried, and a dead letter in the end (`assert_dead_letter`; the
-    traceback is in the log). Leases and time limits do not end anything inside a TestCase's transaction.
+    traceback is in the log). Leases do not run out. A time limit ends its run only where transactions are real.
 
-    Raises StillBusy after `most` activations, for due work that no agent here can run, and for a thread that another
-    connection has held for five seconds.
+    Raises StillBusy after `most` activations, for due work that no agent here can run, for a thread that another
+    connection has held for five seconds, and for a run past its time limit inside a TestCase.
     """
     names = catalogue.names() if agents is None else sorted(agents)
     ran = 0
@@ -217,8 +220,28 @@ else:
 # An attempt has failed or was lost: what it waits for is a backoff, not a schedule.
 _FAILED = Q(attempt_count__gt=0) | Q(lost_count__gt=0)
 
-# No other connection need see the claim, so none renews it; nothing here reclaims it either.
-_keeper = LeaseKeeper(lambda tokens: set())
+
+class _NoLease(LeaseKeeper):
+    """Renews nothing: another connection might not see the claim, and nobody here takes it back. Knows time limits."""
+
+    @contextlib.contextmanager
+    def holding(
+        self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
+    ) -> Iterator[None]:
+        def stop() -> None:
+            stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {timeout:g} s"))
+
+        # Whoever ends it for real settles its run on another connection.
+        limit = threading.Timer(timeout, stop if connection.in_atomic_block else on_timeout)
+        limit.daemon = True
+        limit.start()
+        try:
+            yield
+        finally:
+            limit.cancel()
+
+
+_keeper = _NoLease(lambda tokens: set())
 
 
 def _take(names: Sequence[str]) -> Claim | None:
@@ -240,8 +263,8 @@ def _execute(taken: Claim) -> None:
     runner.run(taken, keeper=_keeper, own_process=False)
     if Dispatch.objects.held_by(taken.token).exists():
         raise StillBusy(
-            f"run {taken.run_id} of agent {taken.agent!r} was stopped and could not be settled: did it go past its "
-            "time limit inside a TestCase? Another thread's connection does not see its rows there"
+            f"run {taken.run_id} of agent {taken.agent!r} ran past its time limit, which cannot settle it in a "
+            "transaction of the test's own: use TransactionTestCase"
         )
 
 
@@ -270,14 +293,15 @@ def _due(names: Collection[str] | None) -> bool:
 
 def _told(headline: str, names: Sequence[str]) -> str:
     left = Dispatch.objects.filter(completed_at=None).select_related("run", "thread").order_by("available_at", "id")
-    lines = [f"run {one.run_id} of agent {one.agent!r}, attempt {_attempt(one)}: {_why(one, names)}" for one in left]
+    lines = [f"run {one.run_id} of agent {one.agent!r}: {_why(one, names)}" for one in left]
     more = [f"… and {len(lines) - _MOST_TOLD} more"] if len(lines) > _MOST_TOLD else []
     return "\n  ".join([f"{headline}:", *lines[:_MOST_TOLD], *more])
 
 
 def _why(dispatch: Dispatch, names: Sequence[str]) -> str:
     """What the dispatch waits for, in words."""
-    thread, failed = dispatch.thread, f"; it failed with {dispatch.last_error}" if dispatch.last_error else ""
+    thread, error = dispatch.thread, dispatch.last_error
+    failed = f"; it failed {dispatch.attempt_count} times, at last with {error}" if error else ""
     if dispatch.status == DispatchStatus.CLAIMED:
         return f"claimed by {dispatch.claimed_by} until {dispatch.lease_until}"
     if thread.open_run_id not in (None, dispatch.run_id):
@@ -287,10 +311,6 @@ def _why(dispatch: Dispatch, names: Sequence[str]) -> str:
     if thread.wakes_at is not None:
         return f"scheduled for {dispatch.available_at}{failed}"
     return f"due{failed}" if thread.due_at is not None else f"blocked: {thread.blocked_reason or 'another is first'}"
-
-
-def _attempt(dispatch: Dispatch) -> str:
-    return f"{1 + dispatch.attempt_count + dispatch.lost_count} (at most {dispatch.max_attempts} failures)"
 
 
 def _described(run: Run) -> str:

@@ -7,14 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
-from django.db.models.functions import Now
-from django.test import TestCase, TransactionTestCase
+from django.test import TestCase, TransactionTestCase, override_settings
 
 from mailbox_app import catalogue, testing
+from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
-from mailbox_app.models import Dispatch, Run
+from mailbox_app.models import Run
 from mailbox_app.operations import submit
 from mailbox_app.testing import Mailbox
 from tests import given
@@ -78,11 +79,14 @@ def test_without_retries_the_next_attempt_stays_queued(mailbox: Mailbox, registe
     assert mailbox.run_until_idle() == 1
 
 
-def test_a_backoff_that_is_over_needs_no_beat(mailbox: Mailbox, registered_agent: Registered) -> None:
-    registered_agent(fails_until(2, Transient("at once", retry_after=0)))
-    run = mailbox.submit("go", agent="probe")
-    assert mailbox.run_until_idle(retries=False) == 2
-    testing.assert_run_finished(run)
+def test_work_whose_time_has_come_needs_no_beat(mailbox: Mailbox, registered_agent: Registered) -> None:
+    registered_agent(lambda ctx: "done")
+    at = scene.database_now() + timedelta(hours=1)
+    receipt = submit.run(scope="test", agent="probe", messages=["go"], available_at=at)
+    assert mailbox.run_until_idle() == 0
+    scene.make_available(receipt)
+    assert mailbox.run_until_idle() == 1
+    testing.assert_run_finished(receipt)
 
 
 def test_scheduled_work_waits_unless_it_lies_within_ahead(mailbox: Mailbox, registered_agent: Registered) -> None:
@@ -115,10 +119,17 @@ def test_a_loop_without_end_is_stopped_and_told(mailbox: Mailbox, registered_age
     with pytest.raises(testing.StillBusy) as caught:
         mailbox.run_until_idle(most=7)
     last = Run.objects.latest("created_at", "id")
-    assert str(caught.value) == (
-        f"still busy after 7 activations:\n  run {last.pk} of agent 'probe', attempt 1 (at most 5 failures): due"
-    )
+    assert str(caught.value) == (f"still busy after 7 activations:\n  run {last.pk} of agent 'probe': due")
     assert Run.objects.done().count() == 7
+
+
+def test_a_loop_of_failures_says_how_often_and_why(mailbox: Mailbox, registered_agent: Registered) -> None:
+    registered_agent(fails_until(99, Transient("still closed", retry_after=0)), max_attempts=50)
+    run = mailbox.submit("go", agent="probe")
+    with pytest.raises(testing.StillBusy) as caught:
+        mailbox.run_until_idle(most=3)
+    why = "due; it failed 3 times, at last with transient: Transient: still closed"
+    assert str(caught.value).endswith(f"run {run.pk} of agent 'probe': {why}")
 
 
 def test_as_many_activations_as_the_bound_are_no_error(mailbox: Mailbox, registered_agent: Registered) -> None:
@@ -137,7 +148,7 @@ def test_due_work_that_no_agent_here_can_run_is_told(mailbox: Mailbox, registere
     known = ", ".join(catalogue.names())
     with pytest.raises(testing.StillBusy, match="due work is left that cannot be run here") as caught:
         mailbox.run_until_idle()
-    assert f"run {run.pk} of agent 'probe', attempt 1" in str(caught.value)
+    assert f"run {run.pk} of agent 'probe'" in str(caught.value)
     assert str(caught.value).endswith(f"no such agent here; this process has {known}")
 
 
@@ -250,16 +261,30 @@ class InsideATestCase(TestCase):
         testing.assert_events(run, ["Found"], own_only=True)
         testing.assert_said(run, ["one moment", "it is 7"])
 
-    def test_a_lease_that_ran_out_in_mid_run_is_nobody_s(self) -> None:
+    def test_a_run_that_outlasts_its_lease_is_not_lost(self) -> None:
+        """Another connection, as a renewal's would be, does not see the claim."""
+
         def agent(ctx: Context) -> str:
-            Dispatch.objects.filter(pk=ctx.dispatch_id).update(lease_until=Now() - timedelta(hours=1))
-            ctx.checkpoint()
+            until = time.monotonic() + 3 * conf.lease_seconds
+            while time.monotonic() < until:
+                ctx.checkpoint()
             return "done"
 
-        with testing.registered(agent):
+        short = {**settings.MAILBOX, "lease_seconds": 0.5}
+        with override_settings(MAILBOX=short), testing.registered(agent):
             run = submit.run(scope="test", agent="probe", messages=["go"])
             testing.run_until_idle()
         testing.assert_run_finished(run)
+
+    def test_a_run_past_its_time_limit_is_stopped_and_told(self) -> None:
+        def agent(ctx: Context) -> None:
+            while True:
+                ctx.checkpoint()
+
+        with testing.registered(agent, timeout_seconds=0.2):
+            run = submit.run(scope="test", agent="probe", messages=["go"])
+            with pytest.raises(testing.StillBusy, match=f"run {run.run_id} of agent 'probe' ran past its time limit"):
+                testing.run_until_idle()
 
 
 class OutsideATransaction(TransactionTestCase):
