@@ -146,10 +146,19 @@ CELERY_BROKER_URL = str(_ENV.get("CELERY_BROKER_URL") or _ENV.get("REDIS_URL") o
 # Celery would close a worker's connection around every task, and each signal would wait for another one.
 CELERY_DB_REUSE_MAX = 1_000
 MAILBOX: dict[str, Any] = {
-    "redis_url": str(_ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith("redis") else "")),
+    "redis_url": str(
+        _ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith(("redis://", "rediss://")) else "")
+    ),
     # "MAILBOX_SETTINGS" is a JSON object with any key of mailbox_app.conf, for trying out other values.
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
+
+# What the example agent `chat` talks to: any OpenAI-compatible endpoint, up to where /chat/completions begins.
+MAILBOX_CHAT_BASE_URL = str(_ENV.get("MAILBOX_CHAT_BASE_URL", ""))
+MAILBOX_CHAT_API_KEY = str(_ENV.get("MAILBOX_CHAT_API_KEY", ""))
+MAILBOX_CHAT_MODEL = str(_ENV.get("MAILBOX_CHAT_MODEL", ""))
+# How long the endpoint may be silent, at the beginning or in mid-answer.
+MAILBOX_CHAT_TIMEOUT_SECONDS = float(_ENV.get("MAILBOX_CHAT_TIMEOUT_SECONDS") or 60)
 
 
 def _is_no_tick(record: logging.LogRecord) -> bool:
