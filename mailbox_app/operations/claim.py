@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread
-from mailbox_app.operations import emit, freeze
+from mailbox_app.operations import emit, freeze, reread
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, Move, RunStatus
 from mailbox_app.telemetry import observe
@@ -173,14 +173,17 @@ def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str
         return None
     run = dispatch.run
     if run.status == RunStatus.CREATED:
-        messages = freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
+        # A replay reads what its original had read.
+        messages = (
+            reread.turn(run) if run.replay_of_id else freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
+        )
         if not messages:
             _drop(thread, dispatch)
             return None
         move: Move | None
         move, kind, started = START, Kind.RUN_STARTED, {"started_at": Now(), "input": _input(messages)}
     else:
-        messages = list(Message.objects.read_in(run.pk, run.turn))
+        messages = reread.turn(run)
         move, kind, started = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED, {}
     thread.claim_count += 1
     thread.active_run_id = thread.open_run_id = thread.latest_run_id = run.pk
@@ -210,7 +213,8 @@ def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str
         turn=run.turn,
         attempt=attempt,
         fence=thread.claim_count,
-        replays=move is not START,
+        # A replay begins with its original's journal.
+        replays=move is not START or run.replay_of_id is not None,
         messages=messages,
         first_seq=messages[0].seq or 1 if messages else thread.last_seq + 1,
         state=dict(run.state),
