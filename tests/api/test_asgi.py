@@ -70,7 +70,7 @@ def test_a_body_of_unknown_length_is_read(caller: httpx.Client) -> None:
 
 
 def test_a_body_of_unknown_length_is_limited(caller: httpx.Client, settings: Any) -> None:
-    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000
+    settings.MAILBOX = {**settings.MAILBOX, "max_body_bytes": 1_000}
     body = {**HELLO, "metadata": {"a": "x" * 1_000}}
     answer = caller.post("/v1/runs", content=chunks(body), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
@@ -78,7 +78,7 @@ def test_a_body_of_unknown_length_is_limited(caller: httpx.Client, settings: Any
 
 
 def test_a_body_over_the_limit_is_413_on_the_wire_too(caller: httpx.Client) -> None:
-    answer = caller.post("/v1/runs", json={**HELLO, "metadata": {"a": "x" * 3 * 1024 * 1024}})
+    answer = caller.post("/v1/runs", json={**HELLO, "metadata": {"a": "x" * 11 * 1024 * 1024}})
     assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
 
 
