@@ -19,8 +19,8 @@ from mailbox_app.operations import inputs
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 _MAX_CURSOR = 2**63 - 1
-# At most nine digits before the point: more is no time, and could be no float.
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+# A number as JSON has it.
+_NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,5})?", re.ASCII)
 _WHOLE = re.compile(r"-?[0-9]{1,30}", re.ASCII)
 
 RowT = TypeVar("RowT", bound=Model)
@@ -79,9 +79,9 @@ def seconds_of(given: dict[str, str], name: str, *, otherwise: float, most: floa
     value = given.get(name)
     if value is None:
         return min(otherwise, most)
-    if not _SECONDS.fullmatch(value):
+    if not _NUMBER.fullmatch(value):
         raise Malformed("malformed_parameter", f"{name} must be a number of seconds, not {value!r:.50}", field=name)
-    return min(float(value), most)
+    return min(max(float(value), 0.0), most)
 
 
 def text_of(given: dict[str, str], name: str) -> str | None:
