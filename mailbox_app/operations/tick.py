@@ -35,13 +35,13 @@ class MadeDue:
     changed: bool
 
 
-def run_now(*, run_id: uuid.UUID, by: str, scope: str | None = None) -> MadeDue:
+def run_now(*, run_id: uuid.UUID, by: str = "", scope: str | None = None) -> MadeDue:
     """Let a run that is scheduled for later, or backing off, start now; one that could already is left alone.
 
-    It keeps its place: what goes before it on its thread still does. Raises RunNotFound, Gone, and NotScheduled when
-    nothing of it is queued.
+    It keeps its place: what goes before it on its thread still does. `by` names who asked, for operators. Raises
+    RunNotFound, Gone, and NotScheduled when nothing of it is queued.
     """
-    by = inputs.text("by", by)
+    by = inputs.text("by", by, may_be_blank=True)
     runs = Run.objects.filter(pk=run_id)
     if scope is not None:
         runs = runs.in_scope(scope)

@@ -11,8 +11,9 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread
-from mailbox_app.operations import claim
+from mailbox_app.operations import claim, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -183,3 +184,24 @@ def test_a_dedupe_key_s_holder_is_one_probe() -> None:
 
 def test_a_thread_s_key_is_one_probe() -> None:
     assert_uses("thread_key_unique_in_scope", Thread.objects.in_scope("acme").not_deleted().filter(key="k"))
+
+
+def test_a_scope_s_runs_are_listed_newest_first() -> None:
+    rows = Run.objects.in_scope("acme").filter(thread__deleted_at=None)
+    for cursor in (None, Newest("runs", by="created_at").at(Run.objects.all()[0])):
+        assert_uses("run_recent_in_scope", Newest("runs", by="created_at").after(rows, cursor)[:51], sorts=True)
+
+
+def test_a_thread_s_runs_are_listed_newest_first() -> None:
+    rows = Run.objects.filter(thread=a_thread())
+    assert_uses("run_of_thread", Newest("runs", by="order").after(rows, None)[:51], sorts=True)
+
+
+def test_the_dead_letters_of_a_scope_are_listed_latest_first() -> None:
+    rows = Newest("dead", by="completed_at").after(replay.matching(scope="acme"), None)[:51]
+    assert_uses("dispatch_dead_letter", rows, sorts=True)
+
+
+def test_gc_finds_deleted_threads() -> None:
+    old = Thread.objects.filter(deleted_at__lt=Now() - timedelta(days=7)).order_by("deleted_at", "id")[:100]
+    assert_uses("thread_deleted", old, sorts=True)
