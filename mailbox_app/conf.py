@@ -60,14 +60,34 @@ class Settings:
     dead_letter_retention_seconds: float = _setting(
         30 * 86_400.0, "how long an unresolved dead letter is kept", least=0
     )
+    deleted_thread_retention_seconds: float = _setting(
+        7 * 86_400.0, "how long the rows of a deleted thread are kept, and its id answered with 410", least=0
+    )
     idempotency_retention_seconds: float = _setting(86_400.0, "how long an Idempotency-Key is remembered", least=0)
     idempotency_wait_seconds: float = _setting(2.0, "how long a repeat waits for the first to finish", least=0.01)
     registration_retention_seconds: float = _setting(
         30 * 86_400.0, "how long the registration of a worker that is gone is kept", least=0
     )
+    wait_seconds: float = _setting(60.0, "longest a request waits for a run (`/runs/{id}/wait`)", least=0, most=3600)
+    cancel_wait_seconds: float = _setting(
+        5.0, "longest a cancel request waits for its run (`?wait=`)", least=0, most=60
+    )
+    wait_poll_seconds: float = _setting(
+        0.5, "longest pause between two looks at a run a request waits for", least=0.01, most=60
+    )
+    throttle_requests_per_minute: int = _setting(
+        0,
+        "requests one token or user may make in a minute; 0: no limit; counted in Django's default cache, which must "
+        "be one that all web processes share",
+        least=0,
+    )
+    throttle_submissions_per_minute: int = _setting(
+        0, "runs one token or user may submit in a minute, a batch counts each; 0: no limit; counted likewise", least=0
+    )
+    max_body_bytes: int = _setting(10_485_760, "longest body of a request", least=1)
+    max_batch_runs: int = _setting(100, "most runs of one batch", least=1, most=10_000)
     max_content_bytes: int = _setting(1_048_576, "longest content of one message, as UTF-8 JSON", least=1)
     max_messages: int = _setting(100, "most messages of one submission", least=1)
-    max_batch: int = _setting(100, "most submissions of one batch", least=1, most=10_000)
     max_metadata_bytes: int = _setting(65_536, "longest metadata or options object, as UTF-8 JSON", least=2)
     max_result_bytes: int = _setting(8_388_608, "longest journalled result or final output, as UTF-8 JSON", least=2)
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)

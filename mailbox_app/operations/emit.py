@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread
+from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread, Visibility
+
+# Beside `Kind`: what people did to a thread, a run or a dead letter.
+THREAD_UPDATED = "ThreadUpdated"
+THREAD_DELETED = "ThreadDeleted"
+RUN_CANCEL_REQUESTED = "RunCancelRequested"
+RUN_MADE_DUE = "RunMadeDue"
+DEAD_LETTER_REPLAYED = "DeadLetterReplayed"
+DEAD_LETTER_DISCARDED = "DeadLetterDiscarded"
 
 
 def thread_created(thread: Thread) -> Event:
@@ -16,7 +24,26 @@ def thread_created(thread: Thread) -> Event:
     )
 
 
-def of_dispatch(thread: Thread, kind: Kind, dispatch: Dispatch, **facts: Any) -> Event:
+def of_thread(thread: Thread, kind: str, **facts: Any) -> Event:
+    """An event about the thread itself."""
+    payload = {"thread_id": str(thread.pk), **facts}
+    return thread.record(Event(kind=kind, payload=payload, correlation_id=str(thread.pk)))
+
+
+def of_run(thread: Thread, kind: str, run: Run, **facts: Any) -> Event:
+    """An event about a run that has no dispatch to speak of."""
+    payload = {"thread_id": str(thread.pk), "run_id": str(run.pk), "agent": run.agent, **facts}
+    return thread.record(Event(run_id=run.pk, kind=kind, payload=payload, correlation_id=str(run.pk)))
+
+
+def of_operator(thread: Thread, kind: str, dispatch: Dispatch, **facts: Any) -> Event:
+    """What an operator did about one activation; not for those who watch the thread."""
+    event = of_dispatch(thread, kind, dispatch, **facts)
+    event.visibility = Visibility.INTERNAL
+    return event
+
+
+def of_dispatch(thread: Thread, kind: str, dispatch: Dispatch, **facts: Any) -> Event:
     """An event about one activation of a run. No payload holds a value that renewal moves."""
     payload = {
         "thread_id": str(thread.pk),

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -81,9 +82,9 @@ def many(
     """Queue many runs in one transaction, all or none; each submission has the arguments of `run` but scope and origin.
 
     Receipts come in the order of the submissions, and on one thread the runs are queued in that order. `most`: how many
-    are allowed (None: `max_batch`). Raises what `run` does; the fields of an InvalidInput begin with `runs[3].`.
+    are allowed (None: `max_batch_runs`). Raises what `run` does; the fields of an InvalidInput begin with `runs[3].`.
     """
-    limit = conf.max_batch if most is None else most
+    limit = conf.max_batch_runs if most is None else most
     if isinstance(submissions, str | bytes | Mapping) or not isinstance(submissions, Sequence) or not submissions:
         raise InvalidInput("runs", "empty", "runs must be a list of at least one submission")
     if len(submissions) > limit:
@@ -99,10 +100,10 @@ def many(
             if "messages" not in one:
                 raise InvalidInput("messages", "required", "messages is required")
             checked.append(submission.check(**{**one, "scope": scope, "origin": origin}))
-    return _write(checked)
+    return _write(checked, is_batch=True)
 
 
-def _write(submissions: list[Submission]) -> list[Receipt]:
+def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Receipt]:
     """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
 
     def write() -> list[Receipt]:
@@ -110,7 +111,10 @@ def _write(submissions: list[Submission]) -> list[Receipt]:
             _reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
-                queued = [_queue(one, thread) for one, thread in zip(submissions, threads, strict=True)]
+                queued = []
+                for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
+                    with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
+                        queued.append(_queue(one, thread))
             for thread in held:
                 hints.tell(thread)
         return [

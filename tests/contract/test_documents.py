@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mailbox_app import checks, conf, states
+from mailbox_app.api.v1 import errors, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,10 +37,21 @@ What `manage.py check` finds, printed from `mailbox_app/checks.py`. `manage.py c
 as well. Django's `SILENCED_SYSTEM_CHECKS` silences one by its id.
 
 """
+ERRORS = """# Error codes
+
+Every refusal of the API is problem details (RFC 9457) with one of these codes, printed from
+`mailbox_app/api/v1/errors.py`. Decide by `code`; `detail` is for people, and may change. 422 and some others name the
+fields in `errors`, each with a code of its own. In Python the same codes are on the classes of `mailbox_app.errors`.
+
+"""
+OPENAPI = """# Printed from the code (mailbox_app/api/v1); a test compares. A running server shows it at /v1/docs.
+"""
 DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/states.md": (STATES, states.diagram),
     "docs/settings.md": (SETTINGS, conf.reference),
     "docs/checks.md": (CHECKS, checks.reference),
+    "docs/errors.md": (ERRORS, errors.reference),
+    "docs/openapi.yaml": (OPENAPI, schema.printed),
 }
 
 
@@ -63,6 +75,14 @@ def test_every_setting_has_one_line_with_its_unit() -> None:
     for name, _, unit in rows:
         assert (unit == "seconds") == name.endswith("_seconds")
         assert (unit == "bytes") == name.endswith("_bytes")
+
+
+def test_every_error_code_has_one_line_and_says_what_to_do() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \| (.+) \| (.+) \|$", (ROOT / "docs/errors.md").read_text(), re.M)
+    assert [(code, int(status)) for code, status, _, _ in rows] == [
+        (code, kind.status) for code, kind in errors.PROBLEMS.items()
+    ]
+    assert all(meaning.strip().endswith(".") for _, _, _, meaning in rows)
 
 
 def test_every_check_has_one_line_and_a_test_named_after_it() -> None:

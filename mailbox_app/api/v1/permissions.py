@@ -58,6 +58,26 @@ class HasScope(BasePermission):
         return isinstance(request.auth, ApiToken) or bool(getattr(request.user, "is_authenticated", False))
 
 
+class IsStaff(BasePermission):
+    """Somebody of the staff, logged in: no token does what these routes do."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Tell whether the session's user is on the staff."""
+        return is_staff(request)
+
+
+def is_staff(request: Request) -> bool:
+    """Whether the request comes from a session of somebody on the staff."""
+    return not isinstance(request.auth, ApiToken) and bool(getattr(request.user, "is_staff", False))
+
+
+def principal_of(request: Request) -> tuple[str, str]:
+    """Who is calling: a key that is theirs alone, and a name for people to read."""
+    if isinstance(request.auth, ApiToken):
+        return f"token:{request.auth.pk}", f"token {request.auth.name}"[: inputs.MAX_NAME]
+    return f"user:{request.user.pk}", f"user {request.user.get_username()}"[: inputs.MAX_NAME]
+
+
 def scope_of(request: Request) -> str:
     """The scope the request lives in: its token's, else what `scope_for_user` says of its user."""
     if isinstance(request.auth, ApiToken):
