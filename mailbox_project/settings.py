@@ -157,8 +157,20 @@ LOGGING = {
     "disable_existing_loggers": False,
     # Celery would tell of each signal and tick; what happens to a run is told by the logger "mailbox".
     "loggers": {"celery.app.trace": {"level": "WARNING"}, "celery.worker.strategy": {"level": "WARNING"}},
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "filters": {"no_ticks": {"()": "django.utils.log.CallbackFilter", "callback": _is_no_tick}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_ticks"]}},
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+        "json": {"()": "mailbox_app.telemetry.JsonFormatter"},
+    },
+    "filters": {
+        "no_ticks": {"()": "django.utils.log.CallbackFilter", "callback": _is_no_tick},
+        "run": {"()": "mailbox_app.telemetry.RunFilter"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "json" if _ENV.get("MAILBOX_LOG_FORMAT") == "json" else "line",
+            "filters": ["no_ticks", "run"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }

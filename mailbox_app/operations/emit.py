@@ -1,8 +1,12 @@
 """Record an event on a fenced thread: the one place that shapes what an event says."""
 
+import logging
 from typing import Any
 
 from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread
+from mailbox_app.telemetry import observe_on_commit
+
+_CLAIMED = (Kind.RUN_STARTED, Kind.RUN_RESUMED)
 
 
 def thread_created(thread: Thread) -> Event:
@@ -28,6 +32,7 @@ def of_dispatch(thread: Thread, kind: Kind, dispatch: Dispatch, **facts: Any) ->
         "lost_count": dispatch.lost_count,
         **facts,
     }
+    _tell(thread, kind, dispatch, facts)
     return thread.record(
         Event(
             run_id=dispatch.run_id,
@@ -73,4 +78,30 @@ def of_agent(
             visibility=visibility,
             correlation_id=str(dispatch.pk),
         )
+    )
+
+
+def _tell(thread: Thread, kind: Kind, dispatch: Dispatch, facts: dict[str, Any]) -> None:
+    """Let whoever counts, shows or traces know of the move once it is committed: ids, codes and seconds only.
+
+    Seconds are differences of the database's clock: `waited` from when the dispatch could start until its claim, `ran`
+    from its claim until the activation's end.
+    """
+    told: dict[str, Any] = {"attempt": facts.get("attempt", dispatch.attempt_count + dispatch.lost_count)}
+    if kind in _CLAIMED:
+        told["waited"] = max(0.0, (thread.locked_at - dispatch.available_at).total_seconds())
+    elif dispatch.claimed_at is not None and (dispatch.claimed_by or kind == Kind.RUN_FINISHED):
+        told |= {"ran": max(0.0, (thread.locked_at - dispatch.claimed_at).total_seconds()), "by": dispatch.claimed_by}
+    observe_on_commit(
+        "dispatch.moved",
+        level=logging.DEBUG,
+        kind=str(kind),
+        thread_id=thread.pk,
+        run_id=dispatch.run_id,
+        dispatch_id=dispatch.pk,
+        agent=dispatch.agent,
+        queue=dispatch.queue,
+        reason=facts.get("reason"),
+        code=(facts.get("error") or {}).get("code"),
+        **told,
     )
