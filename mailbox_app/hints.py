@@ -72,7 +72,12 @@ class _BrokerTrouble(Exception):
 def _publisher() -> Iterator[Any]:
     try:
         with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:
-            yield publisher
+            peer: Any = publisher.connection
+            try:
+                yield publisher
+            except peer.connection_errors as error:
+                # An open connection fails in the words of its transport; send_task alone translates them.
+                raise OperationalError(str(error)) from error
     except (OperationalError, LimitExceeded, OSError, TimeoutError) as error:
         _pools.clear()
         channel.breaker_of(_broker_url()).failed("signal", error)
