@@ -45,6 +45,9 @@ class Settings:
         3600.0, "longest activation of an agent that names no limit", least=0.1, most=31 * 86_400
     )
     default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
+    registration_seconds: float = _setting(
+        30.0, "how often a worker writes down that it lives; not seen for three of these, it counts as gone", least=0.5
+    )
     agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
     dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)
     event_retention_seconds: float = _setting(30 * 86_400.0, "how long an event is kept", least=0)

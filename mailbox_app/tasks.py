@@ -14,6 +14,7 @@ from mailbox_app import catalogue, channel, hints
 from mailbox_app.conf import conf
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.execution.presence import Presence
 from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, prune, recover, tick
@@ -94,26 +95,33 @@ def gc(**_: Any) -> None:
 
 
 keeper = LeaseKeeper(renew_leases)
+presence = Presence()
 standby = Standby(
     {
         "due_tick": Pass(lambda: conf.due_tick_seconds, due_tick),
         "sweep": Pass(lambda: conf.sweep_seconds, sweep),
         "gc": Pass(lambda: conf.gc_seconds, gc),
-    }
+    },
+    chores=[presence.look],
 )
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.
 _parent_pid = os.getpid()
+# What this worker has still to write down of itself, and when it may try again.
+announcement: dict[str, Any] = {}
+_register_at = 0.0
 
 
 @signals.worker_init.connect
-def _remember_parent(**_: Any) -> None:
+def _begin(sender: Any = None, **_: Any) -> None:
+    """Before the pool forks: what its children are to inherit."""
     global _parent_pid
     _parent_pid = os.getpid()
+    presence.begin(str(sender.hostname))
 
 
 @signals.worker_process_init.connect
-def _stand_by(**_: Any) -> None:
+def _begin_in_child(**_: Any) -> None:
     standby.start()
 
 
@@ -121,14 +129,39 @@ def _stand_by(**_: Any) -> None:
 def _announce(sender: Any = None, **_: Any) -> None:
     """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
     if "prefork" not in type(sender.pool).__module__:
-        standby.start()  # a parent that forks must have no threads of ours: its children stand by instead
+        # A parent that forks must have no threads of ours: its children do this instead.
+        standby.start()
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
-        try:
-            registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
-        finally:
-            # A pool child forked later must not inherit an open connection.
-            connection.close()
+        announcement.update(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
+        _register()
+
+
+@signals.heartbeat_sent.connect
+def _beat(**_: Any) -> None:
+    presence.beat()
+    _register()
+
+
+def _register() -> None:
+    """Announce this worker, unless that was done; if the database is away, at one of the next heartbeats."""
+    global _register_at
+    if not announcement or time.monotonic() < _register_at:
+        return
+    try:
+        registry.announce(**announcement)
+        announcement.clear()
+    except (OperationalError, InterfaceError) as error:
+        _register_at = time.monotonic() + conf.registration_seconds
+        observe("worker.register_failed", level=logging.ERROR, error=type(error).__name__)
+    finally:
+        # A pool child forked later must not inherit an open connection.
+        connection.close()
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    presence.leave()
 
 
 def _is_pool_child() -> bool:
