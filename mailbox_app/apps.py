@@ -11,11 +11,12 @@ class MailboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from mailbox_app import checks
+        from mailbox_app import checks, metrics
         from mailbox_app.execution import registry
 
         # Workers and web servers run no system checks, or ignore what they find; this one no process may ignore.
         for finding in checks.check_settings():
             if finding.is_serious():
                 raise ImproperlyConfigured(f"{finding.id}: {finding.msg} {finding.hint}")
+        metrics.connect()
         registry.autodiscover()

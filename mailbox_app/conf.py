@@ -66,6 +66,18 @@ class Settings:
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)
     broker_timeout_seconds: float = _setting(1.0, "longest a caller waits for the broker or Redis", least=0.05)
     broker_retry_seconds: float = _setting(5.0, "how long the broker is left alone after it failed", least=0)
+    metrics_folder: str = _setting(
+        "",
+        "folder where the processes of one host count together, so that /metrics of any shows all; empty: each counts "
+        "for itself",
+    )
+    metrics_token: str = _setting(
+        "", "bearer token that may read /metrics; empty: none. Staff may, with a session or a token of their own"
+    )
+    metrics_port: int = _setting(
+        0, "port on which a worker serves what it and its pool children counted; 0: none", least=0, most=65_535
+    )
+    metrics_address: str = _setting("127.0.0.1", "address of metrics_port")
     scope_for_user: str = _setting(
         "mailbox_app.api.v1.permissions.default_scope", "dotted path: (user) -> scope of a session's requests"
     )

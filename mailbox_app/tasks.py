@@ -16,6 +16,7 @@ from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.presence import Presence
 from mailbox_app.execution.standby import Pass, Standby
+from mailbox_app.exposer import Exposer
 from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, prune, recover, tick
 from mailbox_app.telemetry import observe
@@ -96,6 +97,7 @@ def gc(**_: Any) -> None:
 
 keeper = LeaseKeeper(renew_leases)
 presence = Presence()
+exposer = Exposer()
 standby = Standby(
     {
         "due_tick": Pass(lambda: conf.due_tick_seconds, due_tick),
@@ -118,6 +120,7 @@ def _begin(sender: Any = None, **_: Any) -> None:
     global _parent_pid
     _parent_pid = os.getpid()
     presence.begin(str(sender.hostname))
+    exposer.prepare()
 
 
 @signals.worker_process_init.connect
@@ -128,6 +131,7 @@ def _begin_in_child(**_: Any) -> None:
 @signals.worker_ready.connect
 def _announce(sender: Any = None, **_: Any) -> None:
     """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
+    exposer.start()
     if "prefork" not in type(sender.pool).__module__:
         # A parent that forks must have no threads of ours: its children do this instead.
         standby.start()
@@ -140,6 +144,7 @@ def _announce(sender: Any = None, **_: Any) -> None:
 @signals.heartbeat_sent.connect
 def _beat(**_: Any) -> None:
     presence.beat()
+    exposer.look()
     _register()
 
 
@@ -162,6 +167,7 @@ def _register() -> None:
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:
     presence.leave()
+    exposer.stop()
 
 
 def _is_pool_child() -> bool:

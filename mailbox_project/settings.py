@@ -142,6 +142,9 @@ SPECTACULAR_SETTINGS = {
 CELERY_BROKER_URL = str(_ENV.get("CELERY_BROKER_URL") or _ENV.get("REDIS_URL") or "redis://127.0.0.1:6379/0")
 MAILBOX: dict[str, Any] = {
     "redis_url": str(_ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith("redis") else "")),
+    # All processes of this stack count together; /metrics of any of them shows all.
+    "metrics_folder": str(STATE_DIR / "metrics") if STATE_DIR.is_dir() else "",
+    "metrics_token": str(_ENV.get("MAILBOX_METRICS_TOKEN", "")),
     # "MAILBOX_SETTINGS" is a JSON object with any key of mailbox_app.conf, for trying out other values.
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }

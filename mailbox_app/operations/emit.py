@@ -7,6 +7,15 @@ from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread
 from mailbox_app.telemetry import observe_on_commit
 
 _CLAIMED = (Kind.RUN_STARTED, Kind.RUN_RESUMED)
+# How a move ends an activation, in one word for metrics, traces and Flower; a reason is looked for before a kind.
+_OUTCOMES: dict[str, str] = {
+    "retry_backoff": "retry",
+    "expired_lease_reclaimed": "lease_lost",
+    "handed_back": "handed_back",
+    Kind.RUN_FINISHED: "natural_end",
+    Kind.RUN_ERRORED: "dead_letter",
+    Kind.RUN_CANCELLED: "cancelled",
+}
 
 
 def thread_created(thread: Thread) -> Event:
@@ -101,7 +110,7 @@ def _tell(thread: Thread, kind: Kind, dispatch: Dispatch, facts: dict[str, Any])
         dispatch_id=dispatch.pk,
         agent=dispatch.agent,
         queue=dispatch.queue,
-        reason=facts.get("reason"),
+        outcome=_OUTCOMES.get(facts.get("reason", ""), _OUTCOMES.get(kind, "")),
         code=(facts.get("error") or {}).get("code"),
         **told,
     )
