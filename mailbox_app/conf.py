@@ -66,6 +66,9 @@ class Settings:
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)
     broker_timeout_seconds: float = _setting(1.0, "longest a caller waits for the broker or Redis", least=0.05)
     broker_retry_seconds: float = _setting(5.0, "how long the broker is left alone after it failed", least=0)
+    flower_runs_per_second: float = _setting(
+        20.0, "activations a second each process shows in Flower; the others run unseen there; 0: none", least=0
+    )
     metrics_folder: str = _setting(
         "",
         "folder where the processes of one host count together, so that /metrics of any shows all; empty: each counts "

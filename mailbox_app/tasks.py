@@ -1,4 +1,7 @@
-"""The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled."""
+"""The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled.
+
+They send no task events: Flower shows activations instead (`flower.py`), and not one line a second for the passes.
+"""
 
 import logging
 import os
@@ -17,15 +20,18 @@ from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.presence import Presence
 from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.exposer import Exposer
+from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, prune, recover, tick
 from mailbox_app.telemetry import observe
 
 # How long to wait before looking again at due threads that others hold; doubles.
 _FIRST_PAUSE_SECONDS = 0.005
+# A process that ends waits so long for the broker to take what it still has to tell.
+_FLUSH_SECONDS = 1.0
 
 
-@shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False)
+@shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False, send_events=False)
 def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
 
@@ -73,14 +79,14 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]
     return claim.renew(tokens=tokens)
 
 
-@shared_task(name="mailbox.due_tick", ignore_result=True)
+@shared_task(name="mailbox.due_tick", ignore_result=True, send_events=False)
 def due_tick(**_: Any) -> None:
     """Promote work whose time has come."""
     _drop_broken_connection()
     _pass("due_tick", conf.due_tick_seconds, tick.promote)
 
 
-@shared_task(name="mailbox.sweep", ignore_result=True)
+@shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
 def sweep(**_: Any) -> None:
     """Take back lost leases, mend flags, send signals that were lost."""
     _drop_broken_connection()
@@ -88,7 +94,7 @@ def sweep(**_: Any) -> None:
         recover.signal()
 
 
-@shared_task(name="mailbox.gc", ignore_result=True)
+@shared_task(name="mailbox.gc", ignore_result=True, send_events=False)
 def gc(**_: Any) -> None:
     """Delete what is past its retention."""
     _drop_broken_connection()
@@ -120,12 +126,14 @@ def _begin(sender: Any = None, **_: Any) -> None:
     global _parent_pid
     _parent_pid = os.getpid()
     presence.begin(str(sender.hostname))
+    flower.worker = str(sender.hostname) if sender.task_events else ""
     exposer.prepare()
 
 
 @signals.worker_process_init.connect
 def _begin_in_child(**_: Any) -> None:
     standby.start()
+    flower.start()
 
 
 @signals.worker_ready.connect
@@ -135,6 +143,7 @@ def _announce(sender: Any = None, **_: Any) -> None:
     if "prefork" not in type(sender.pool).__module__:
         # A parent that forks must have no threads of ours: its children do this instead.
         standby.start()
+        flower.start()
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
         announcement.update(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
@@ -164,8 +173,14 @@ def _register() -> None:
         connection.close()
 
 
+@signals.worker_process_shutdown.connect
+def _end_in_child(**_: Any) -> None:
+    flower.flush(_FLUSH_SECONDS)
+
+
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:
+    flower.flush(_FLUSH_SECONDS)
     presence.leave()
     exposer.stop()
 
