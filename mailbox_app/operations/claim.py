@@ -216,6 +216,7 @@ def _claim_head(thread: Thread, queue: str, agents: Collection[str], worker: str
         state=dict(run.state),
         options=run.options,
         metadata=run.metadata,
+        trace=run.activation.get("trace") or {},
         lease_until=thread.locked_at + timedelta(seconds=conf.lease_seconds),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from mailbox_app import catalogue, hints
+from mailbox_app import catalogue, hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
 from mailbox_app.models import AgentRegistration, Run, Thread
@@ -126,10 +126,13 @@ def run(
             status=RunStatus.CREATED,
         )
 
-    try:
-        return _again_if_deadlocked(write)
-    except IntegrityError as error:
-        raise _refusal(error, scope, dedupe_key) from error
+    with tracing.submit_span(agent=agent or None) as note:
+        try:
+            receipt = _again_if_deadlocked(write)
+        except IntegrityError as error:
+            raise _refusal(error, scope, dedupe_key) from error
+        note(thread_id=receipt.thread_id, run_id=receipt.run_id, dispatch_id=receipt.dispatch_id)
+        return receipt
 
 
 def thread(
