@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection
 
-from mailbox_app import catalogue
+from mailbox_app import catalogue, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, TimedOut
 from mailbox_app.execution.context import Context
@@ -60,7 +60,9 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     ids: dict[str, Any] = {"thread_id": claim.thread_id, "run_id": claim.run_id, "dispatch_id": claim.dispatch_id}
-    with running(**ids), keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit):
+    span = tracing.activation_span(claim.trace, agent=claim.agent, attempt=claim.attempt, **ids)
+    holding = keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit)
+    with running(**ids), span, holding:
         with _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
             agent_outcome = _execute(claim, context)
         # From here on the agent has kept its limit, however long the thread is held by others.
