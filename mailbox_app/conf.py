@@ -54,6 +54,9 @@ class Settings:
         3600.0, "longest activation of an agent that names no limit", least=0.1, most=31 * 86_400
     )
     default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
+    registration_seconds: float = _setting(
+        30.0, "how often a worker writes down that it lives; not seen for three of these, it counts as gone", least=0.5
+    )
     agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
     dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)
     event_retention_seconds: float = _setting(30 * 86_400.0, "how long an event is kept", least=0)
@@ -93,6 +96,21 @@ class Settings:
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)
     broker_timeout_seconds: float = _setting(1.0, "longest a caller waits for the broker or Redis", least=0.05)
     broker_retry_seconds: float = _setting(5.0, "how long the broker is left alone after it failed", least=0)
+    flower_runs_per_second: float = _setting(
+        20.0, "activations a second each process shows in Flower; the others run unseen there; 0: none", least=0
+    )
+    metrics_folder: str = _setting(
+        "",
+        "folder where the processes of one host count together, so that /metrics of any shows all; empty: each counts "
+        "for itself",
+    )
+    metrics_token: str = _setting(
+        "", "bearer token that may read /metrics; empty: none. Staff may, with a session or a token of their own"
+    )
+    metrics_port: int = _setting(
+        0, "port on which a worker serves what it and its pool children counted; 0: none", least=0, most=65_535
+    )
+    metrics_address: str = _setting("127.0.0.1", "address of metrics_port")
     scope_for_user: str = _setting(
         "mailbox_app.api.v1.permissions.default_scope", "dotted path: (user) -> scope of a session's requests"
     )

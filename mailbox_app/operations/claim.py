@@ -252,6 +252,7 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
         state=dict(run.state),
         options=run.options,
         metadata=run.metadata,
+        trace=run.activation.get("trace") or {},
         lease_until=lease_until,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from mailbox_app import tracing
 from mailbox_app.models import NOW, Dispatch, Kind, Run, Thread
 from mailbox_app.operations import append, emit
 from mailbox_app.operations.inputs import NewMessage
@@ -56,6 +57,7 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage]) -> Que
             "origin": spec.origin,
             "options": spec.options,
             "metadata": spec.metadata,
+            **tracing.inject(),
         },
     )
     thread.insert(created)

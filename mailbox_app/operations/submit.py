@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from mailbox_app import catalogue, hints
+from mailbox_app import catalogue, hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
 from mailbox_app.models import AgentRegistration, AgentVersion, Run, Thread, ask
@@ -128,10 +128,15 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             for one, thread in zip(queued, threads, strict=True)
         ]
 
-    try:
-        return _again_if_deadlocked(write)
-    except IntegrityError as error:
-        raise _refusal(error, submissions) from error
+    agents = {one.agent for one in submissions}
+    with tracing.submit_span(agent=agents.pop() or None if len(agents) == 1 else None) as note:
+        try:
+            receipts = _again_if_deadlocked(write)
+        except IntegrityError as error:
+            raise _refusal(error, submissions) from error
+        first = receipts[0]
+        note(thread_id=first.thread_id, run_id=first.run_id, dispatch_id=first.dispatch_id)
+        return receipts
 
 
 def _queue(given: Submission, thread: Thread) -> enqueue.Queued:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mailbox_app import checks, conf, states
+from mailbox_app import checks, conf, metrics, states
 from mailbox_app.api.v1 import errors, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,12 +46,39 @@ fields in `errors`, each with a code of its own. In Python the same codes are on
 """
 OPENAPI = """# Printed from the code (mailbox_app/api/v1); a test compares. A running server shows it at /v1/docs.
 """
+METRICS = """# Metrics
+
+What `/metrics` shows, printed from `mailbox_app/metrics.py`. Mount it in your urls and give Prometheus its token:
+
+```python
+path("metrics", include("mailbox_app.api.v1.metrics")),                  # urls.py
+MAILBOX = {"metrics_token": "…", "metrics_folder": "/run/mailbox", …}      # settings.py
+```
+
+**Who may read it.** The bearer token `metrics_token`, and staff: with a session, or with an API token of theirs. Nobody
+else, also not from the same host: behind a proxy everybody is.
+
+**Gauges** are sampled from the rows when somebody asks, at a cost a backlog does not raise; nothing is counted for them
+in between. Of queued dispatches 10,000 are looked at; beyond that PostgreSQL's own estimate is shown, as
+`mailbox_depth_is_estimated` says. Only the web process samples them.
+
+**Counters and histograms** are counted where things happen, after the commit: in web processes, in a worker's pool
+children, in its threads. All that share `metrics_folder` (one host, or one container) show each other's counts, those
+of processes that were killed included, so one of them is enough to ask. Without a folder each process knows of itself
+alone. For workers on other hosts, set `metrics_port`: each worker then serves `/metrics` for its own host, counters
+only, under the same token. Workers that share a folder share their counts: give a port to one of them.
+
+A rate over the sum of all instances is right where each instance has a folder of its own. Counts outlive restarts, for
+as long as the folder does.
+
+"""
 DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/states.md": (STATES, states.diagram),
     "docs/settings.md": (SETTINGS, conf.reference),
     "docs/checks.md": (CHECKS, checks.reference),
     "docs/errors.md": (ERRORS, errors.reference),
     "docs/openapi.yaml": (OPENAPI, schema.printed),
+    "docs/metrics.md": (METRICS, metrics.reference),
 }
 
 
@@ -100,3 +127,15 @@ def test_every_check_says_what_to_do() -> None:
     for check in checks.CHECKS:
         assert check.finding.endswith(".")
         assert check.hint.endswith(".")
+
+
+def test_every_metric_has_one_line_and_follows_the_rules_of_prometheus() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs/metrics.md").read_text(), re.M)
+    assert rows == [(one.name, one.type) for one in metrics.METRICS]
+    assert len({name for name, _ in rows}) == len(rows)
+    for one in metrics.METRICS:
+        assert one.name.startswith("mailbox_")
+        assert (one.type == "counter") == one.name.endswith("_total")
+        assert one.type != "histogram" or one.name.endswith("_seconds")
+        assert one.meaning.endswith(".")
+        assert not [label for label in one.labels if label.endswith("_id")]

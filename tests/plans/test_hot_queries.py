@@ -11,6 +11,7 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread, ready
 from mailbox_app.models.writes import Writes
@@ -236,3 +237,23 @@ def test_the_dead_letters_of_a_scope_are_listed_latest_first() -> None:
 def test_gc_finds_deleted_threads() -> None:
     old = Thread.objects.filter(deleted_at__lt=Now() - timedelta(days=7)).order_by("deleted_at", "id")[:100]
     assert_uses("thread_deleted", old, sorts=True)
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (gauges._CLAIMED, "dispatch_one_claimed_per_thread"),
+        (gauges._OLDEST, "thread_due"),
+        (gauges._UNRESOLVED, "dispatch_dead_letter"),
+    ],
+    ids=["claimed", "oldest due", "dead letters"],
+)
+def test_a_scrape_counts_through_partial_indexes(sql: str, index: str) -> None:
+    plan = explain(sql, {"most": 20_000})
+    assert index in {node.get("Index Name") for node in plan}, plan
+    assert "Seq Scan" not in {node["Node Type"] for node in plan}, plan
+
+
+def test_a_scrape_looks_at_no_more_queued_dispatches_than_it_may() -> None:
+    [limit] = [node for node in explain(gauges._QUEUED, {"most": 100}) if node["Node Type"] == "Limit"]
+    assert limit["Plan Rows"] <= 100
