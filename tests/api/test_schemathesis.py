@@ -77,8 +77,13 @@ def ids(settings: Any, api: Any) -> dict[str, list[str]]:
     other = scene.post(scope="other")
     return {
         "thread_id": [str(pk) for pk in Thread.objects.order_by("pk").values_list("pk", flat=True)],
-        "run_id": [str(pk) for pk in Run.objects.order_by("-pk").values_list("pk", flat=True)],
-        "dispatch_id": [str(pk) for pk in Dispatch.objects.dead_letters().values_list("pk", flat=True)]
+        # Those that can still be changed come up more often.
+        "run_id": [
+            str(pk)
+            for rows in (Run.objects.all(), *[Run.objects.not_done().in_scope(scene.SCOPE)] * 3)
+            for pk in rows.order_by("pk").values_list("pk", flat=True)
+        ],
+        "dispatch_id": [str(pk) for pk in Dispatch.objects.dead_letters().order_by("pk").values_list("pk", flat=True)]
         + [str(other.dispatch_id)],
     }
 
