@@ -1,6 +1,7 @@
 """What is told to whom after commit. All of it may be lost; each function says what makes up for it."""
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,13 @@ _PUBLISHERS = 10
 _pools: dict[tuple[int, str], ProducerPool] = {}
 
 
-def tell(thread: Thread) -> None:
-    """After the transaction that held this thread's fence: wake a worker if its head has just become due.
+def tell(*threads: Thread) -> None:
+    """After the transaction that held these threads' fence: wake a worker for each queue on which a head became due.
 
     Lost with the process or the broker: the sweep wakes a worker for every queue that has due work.
     """
-    if thread.became_due and thread.due_queue is not None:
-        queue = thread.due_queue
-        transaction.on_commit(lambda: wake(queue), robust=True)
+    for queue in sorted({thread.due_queue for thread in threads if thread.became_due and thread.due_queue is not None}):
+        transaction.on_commit(functools.partial(wake, queue), robust=True)
 
 
 def wake(queue: str) -> None:

@@ -1,5 +1,6 @@
 """Accept work: a message posted to a thread becomes a run that will answer it, in one transaction."""
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -112,11 +113,11 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
                 queued = []
+                latest = functools.cache(_latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
-                        queued.append(_queue(one, thread))
-            for thread in held:
-                hints.tell(thread)
+                        queued.append(_queue(one, thread, latest))
+            hints.tell(*held)
         return [
             Receipt(
                 thread_id=thread.pk,
@@ -139,7 +140,7 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
         return receipts
 
 
-def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
+def _queue(given: Submission, thread: Thread, latest_version: Callable[[str], str]) -> enqueue.Queued:
     """Refuse what the thread's present state forbids, then write run, messages, dispatch and events."""
     agent = given.agent or _last_agent(thread)
     wishes = agent_options(agent)
@@ -151,7 +152,7 @@ def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
         )
     spec = enqueue.RunSpec(
         agent=agent,
-        config_version=_config_version(agent, given.config_version),
+        config_version=_known_version(agent, given.config_version) or latest_version(agent),
         queue=wishes.get("queue") or conf.default_queue,
         priority=_first(given.priority, wishes.get("priority"), conf.default_priority),
         max_attempts=_first(given.max_attempts, wishes.get("max_attempts"), conf.max_attempts),
@@ -246,12 +247,15 @@ def _ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
     return {str(key): pk for key, pk in found.items()}
 
 
-def _config_version(agent: str, wanted: str) -> str:
-    """The published configuration the run is bound to: the one asked for, else the latest; blank if there is none."""
-    if not wanted:
-        found = ask(_LATEST_VERSION, {"agent": agent})
-        return str(found[0][0]) if found else ""
-    if not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
+def _latest_version(agent: str) -> str:
+    """The configuration published last; blank if there is none."""
+    found = ask(_LATEST_VERSION, {"agent": agent})
+    return str(found[0][0]) if found else ""
+
+
+def _known_version(agent: str, wanted: str) -> str:
+    """The configuration asked for, if any was."""
+    if wanted and not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
         raise InvalidInput(
             "config_version", "unknown_config_version", f"agent {agent!r} has no published version {wanted!r}"
         )
