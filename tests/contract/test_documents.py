@@ -139,3 +139,39 @@ def test_every_metric_has_one_line_and_follows_the_rules_of_prometheus() -> None
         assert one.type != "histogram" or one.name.endswith("_seconds")
         assert one.meaning.endswith(".")
         assert not [label for label in one.labels if label.endswith("_id")]
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+# `operations/submit.py: run()`, `models/thread.py`; a folder of the package or of the checkout.
+_PLACE = re.compile(r"`((?:[\w.]+/)*[\w]+\.py)(?:: (\w+)\(\))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_function_a_page_names_is_there(page: Path) -> None:
+    for name, function in _PLACE.findall(page.read_text()):
+        if name.startswith(("your", "celery.py", "urls.py", "settings.py")):
+            continue
+        found = [path for path in (ROOT / "mailbox_app" / name, ROOT / name) if path.is_file()]
+        assert found, f"{page.name} names {name}"
+        if function:
+            source = found[0].read_text()
+            assert re.search(rf"def {function}\(|class {function}\b", source), (
+                f"{page.name} names {function}() of {name}"
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_runbook_names_metrics_and_codes_there_are() -> None:
+    text = (ROOT / "docs/runbook.md").read_text()
+    known = metrics.reference()
+    for name in set(re.findall(r"`(mailbox_[a-z_]+)`", text)):
+        assert f"`{name}`" in known, name
+    for code in set(re.findall(r"code `(\w+)`", text)):
+        spelled = [path for path in (ROOT / "mailbox_app").rglob("*.py") if f'"{code}"' in path.read_text()]
+        assert spelled, code
