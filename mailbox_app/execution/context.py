@@ -1,34 +1,18 @@
 """`Context`: what a team's agent may do. Every verb with an effect is journalled and fenced by the claim."""
 
-import hashlib
-import json
-import logging
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
-from django.db import InterfaceError, OperationalError, connection
-
 from mailbox_app.conf import conf
-from mailbox_app.errors import InvalidInput, Permanent, ReplayMismatch, Stop
+from mailbox_app.errors import InvalidInput, Stop
 from mailbox_app.execution.contract import IncomingMessage
+from mailbox_app.execution.journal import Journal
 from mailbox_app.execution.live import LiveText
-from mailbox_app.models import JournalEntry, Kind, Message, Visibility
+from mailbox_app.models import Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, inputs
-from mailbox_app.operations.checkpoint import Record
-from mailbox_app.operations.ownership import Claim, refuse_transaction
-from mailbox_app.telemetry import observe
+from mailbox_app.operations.ownership import Claim
 
 Result = TypeVar("Result")
-Attempted = TypeVar("Attempted")
-
-_Slot = tuple[str, str, str, int]
-
-# The step whose function is running, in this thread: other threads of the agent may be in steps of their own.
-_step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
 
 
 class Context:
@@ -40,13 +24,7 @@ class Context:
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
-        self._thread = threading.get_ident()
-        self._uses: Counter[tuple[str, str, str]] = Counter()
-        self._counting = threading.Lock()
-        self._journal: dict[_Slot, JournalEntry] | None = None
-        # Set when a write may have won although its answer was lost.
-        self._must_look = False
-        self._stop: Stop | None = None
+        self._journal = Journal(claim)
         self._live = LiveText(claim)
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
         self.state: dict[str, Any] = claim.state
@@ -91,9 +69,9 @@ class Context:
 
     def history(self, limit: int = 50) -> list[IncomingMessage]:
         """The last `limit` messages of the thread before this turn's first input, oldest first."""
-        self._check()
+        self._journal.check()
         rows = Message.objects.filter(thread_id=self._claim.thread_id, seq__lt=self._claim.first_seq).committed()
-        latest = self._persist(lambda: list(rows.order_by("-seq")[: max(0, limit)]))
+        latest = self._journal.persist(lambda: list(rows.order_by("-seq")[: max(0, limit)]))
         return [IncomingMessage.of(row) for row in reversed(latest)]
 
     def step(
@@ -104,31 +82,22 @@ class Context:
         Arguments and result are JSON; other objects go into a closure. The function may run again after a crash that
         came before its record was committed, never after. Steps do not nest.
         """
-        entry = self._entry("step", name, key, [list(args), kwargs])
-        known = self._known(entry)
+        entry = self._journal.entry("step", name, key, [list(args), kwargs])
+        known = self._journal.known(entry)
         if known is not None:
             return cast(Result, known.result)
-        inside = _step.set(name)
-        try:
+        with self._journal.inside(entry):
             result = inputs.document(
                 f"result of step {name}", function(*args, **kwargs), most_bytes=conf.max_result_bytes
             )
-        except BaseException:
-            self._unuse(entry)
-            raise
-        finally:
-            _step.reset(inside)
-        self._check()
-        return cast(Result, self._effect(entry, checkpoint.record, result))
+        self._journal.check()
+        return cast(Result, self._journal.effect(entry, checkpoint.record, result))
 
     def say(self, content: Any, *, key: str | None = None) -> dict[str, Any]:
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
         said = inputs.messages([inputs.NewMessage(content=content, role="assistant")])[0].content
-        entry = self._entry("say", "message", key, said)
-        known = self._known(entry)
-        if known is not None:
-            return cast(dict[str, Any], known.result)
-        return cast(dict[str, Any], self._effect(entry, checkpoint.say, said))
+        entry = self._journal.entry("say", "message", key, said)
+        return cast(dict[str, Any], self._journal.once(entry, checkpoint.say, said))
 
     def emit(
         self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC
@@ -141,115 +110,27 @@ class Context:
         if key is not None:
             inputs.text("key", key)
         body = inputs.document("payload", {} if payload is None else payload, most_bytes=conf.max_metadata_bytes)
-        entry = self._entry("emit", kind, key, [body, visibility])
-        known = self._known(entry)
-        if known is not None:
-            return cast(dict[str, Any], known.result)
-        written = self._effect(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
+        entry = self._journal.entry("emit", kind, key, [body, visibility])
+        written = self._journal.once(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
         return cast(dict[str, Any], written)
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now. It is stored nowhere."""
-        self._check()
+        self._journal.check()
         if text:
             self._live.delta(text)
 
     def checkpoint(self) -> list[IncomingMessage]:
         """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first."""
-        self._check()
-        arrived = self._persist(lambda: self._fenced(checkpoint.reach))
+        self._journal.check()
+        arrived = self._journal.persist(lambda: self._journal.fenced(checkpoint.reach))
         return [IncomingMessage.of(message) for message in arrived]
 
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""
-        if self._stop is None:
-            self._stop = stop
+        self._journal.stop_with(stop)
 
     @property
     def stop(self) -> Stop | None:
-        """What ended this activation from outside, if anything did."""
-        return self._stop
-
-    def _check(self) -> None:
-        if self._stop is not None:
-            raise self._stop
-
-    def _fenced(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return operation(self._claim, *args, **kwargs)
-        except Stop as stop:
-            self.stop_with(stop)
-            raise
-
-    def _effect(self, entry: Record, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Write an effect with its record, once: after a broken connection it is looked for before another try."""
-
-        def write() -> Any:
-            if self._must_look:
-                known = self._known(entry)
-                if known is not None:
-                    return known.result
-            try:
-                return self._fenced(operation, entry, *args, **kwargs)
-            except (OperationalError, InterfaceError):
-                # The COMMIT may have won.
-                self._journal, self._must_look = None, True
-                raise
-
-        try:
-            return self._persist(write)
-        except BaseException:
-            self._unuse(entry)
-            raise
-
-    def _persist(self, attempt: Callable[[], Attempted]) -> Attempted:
-        """Call it again after a broken connection, while the lease may last: a database hiccup costs no attempt."""
-        give_up_at = time.monotonic() + conf.lease_seconds
-        pause = 0.05
-        while True:
-            self._check()
-            try:
-                return attempt()
-            except (OperationalError, InterfaceError) as error:
-                if connection.in_atomic_block or time.monotonic() >= give_up_at:
-                    raise
-                facts = {"run_id": self._claim.run_id, "error": type(error).__name__}
-                observe("verb.retried", level=logging.WARNING, **facts)
-                connection.close()
-                time.sleep(pause)
-                pause = min(2 * pause, 2.0)
-
-    def _unuse(self, entry: Record) -> None:
-        """Take a use back that left no record: an agent that tries again must find the same use when it is replayed."""
-        with self._counting:
-            self._uses[(entry.verb, entry.name, entry.key)] -= 1
-
-    def _entry(self, verb: str, name: str, key: str | None, arguments: Any) -> Record:
-        """The journal's name for this use of a verb; refused here, before any effect, if it cannot have one."""
-        self._check()
-        refuse_transaction()
-        inputs.text(f"name of a {verb}", name)
-        if _step.get() is not None:
-            raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")
-        if key is None and threading.get_ident() != self._thread:
-            raise Permanent(f"{verb} {name!r} was called from another thread than the agent's own and needs a key=")
-        hashed = inputs.document(f"arguments of {verb} {name}", arguments, most_bytes=conf.max_result_bytes)
-        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-        with self._counting:
-            self._uses[(verb, name, key or "")] += 1
-            n = self._uses[(verb, name, key or "")]
-        return Record(verb=verb, name=name, key=key or "", n=n, arguments_hash=digest)
-
-    def _known(self, entry: Record) -> JournalEntry | None:
-        if self._journal is None:
-            rows: list[JournalEntry] = []
-            if self._claim.replays or self._must_look:
-                journal = JournalEntry.objects.of_turn(self._claim.run_id, self._claim.turn)
-                rows = self._persist(lambda: list(journal))
-            self._journal = {(row.verb, row.name, row.key, row.n): row for row in rows}
-        known = self._journal.get((entry.verb, entry.name, entry.key, entry.n))
-        if known is not None and known.arguments_hash != entry.arguments_hash:
-            raise ReplayMismatch(
-                f"use {entry.n} of {entry.verb} {entry.name!r} was journalled with other arguments than these"
-            )
-        return known
+        """What ended this activation, if anything did."""
+        return self._journal.stop
