@@ -1,18 +1,29 @@
 """`Context`: what a team's agent may do. Every verb with an effect is journalled and fenced by the claim."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar, cast
 
+from mailbox_app import outcomes
 from mailbox_app.conf import conf
-from mailbox_app.errors import InvalidInput, Stop
+from mailbox_app.errors import InvalidInput, Stop, Suspended, Transient
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.journal import Journal
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Kind, Message, Visibility
-from mailbox_app.operations import checkpoint, inputs
+from mailbox_app.operations import checkpoint, deliver, inputs, waits
 from mailbox_app.operations.ownership import Claim
 
 Result = TypeVar("Result")
+
+# Of one call; what the run's counters add up to stays far below what their columns hold.
+_MOST_TOKENS = 10**12
+_MOST_STEPS = 10**6
+_MOST_MESSAGE = 2_000
+# As far ahead as a run may be scheduled.
+_LONGEST_SECONDS = 366 * 86_400
 
 
 class Context:
@@ -25,6 +36,9 @@ class Context:
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
         self._journal = Journal(claim)
+        # The last number a checkpoint of this activation has handed over; what was read past it is handed over again.
+        self._handed_over = 0
+        self._must_hand_over = claim.replays
         self._live = LiveText(claim)
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
         self.state: dict[str, Any] = claim.state
@@ -120,11 +134,115 @@ class Context:
         if text:
             self._live.delta(text)
 
+    def usage(
+        self, *, input_tokens: int = 0, output_tokens: int = 0, steps: int = 1, key: str | None = None
+    ) -> dict[str, int]:
+        """Add to what the run has used, once; returns its totals: {"input_tokens", "output_tokens", "steps"}."""
+        used = {
+            "input_tokens": inputs.whole("input_tokens", input_tokens, least=0, most=_MOST_TOKENS),
+            "output_tokens": inputs.whole("output_tokens", output_tokens, least=0, most=_MOST_TOKENS),
+            "steps": inputs.whole("steps", steps, least=0, most=_MOST_STEPS),
+        }
+        entry = self._journal.entry("usage", "usage", key, used)
+        return cast(dict[str, int], self._journal.once(entry, checkpoint.usage, **used))
+
+    def send(
+        self,
+        content: Any,
+        *,
+        thread_id: uuid.UUID | str | None = None,
+        thread_key: str | None = None,
+        agent: str = "",
+        message_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Post a message to another thread of your scope, where a run will answer it: durable now, delivered once.
+
+        Name the thread by its id or by a key of yours, which makes it if it is missing. What you send to one thread
+        arrives in order. `message_id` is your own name for it, unique in the scope: the same id again with the same
+        content is the same message; left out, one is derived from this use. A delivery that is refused becomes the
+        event `DeliveryFailed` on your thread. Returns {"outbox_id", "thread_id", "message_id"}.
+        """
+        given = inputs.NewMessage(content=content, metadata=metadata or {}, sender=self.agent)
+        said = inputs.messages([given])[0]
+        target = inputs.identifier("thread_id", thread_id)
+        inputs.optional_text("thread_key", thread_key)
+        if (target is None) == (thread_key is None):
+            raise InvalidInput("thread_id", "contradiction", "give either thread_id or thread_key")
+        inputs.text("agent", agent, may_be_blank=True)
+        inputs.optional_text("message_id", message_id)
+        arguments = [said.content, dict(said.metadata), target and str(target), thread_key, agent, message_id]
+        entry = self._journal.entry("send", "message", key, arguments)
+        payload = {
+            "content": said.content,
+            "metadata": dict(said.metadata),
+            "role": said.role,
+            "sender": said.sender,
+            "agent": agent,
+            "message_id": message_id or self._journal.derived_id(entry),
+            "source_run_id": self.run_id,
+        }
+        sent = self._journal.once(entry, deliver.send, thread_id=target, thread_key=thread_key, payload=payload)
+        return cast(dict[str, Any], sent)
+
+    def suspend(
+        self,
+        reason: str,
+        *,
+        name: str = "",
+        seconds: float | None = None,
+        until: datetime | None = None,
+        message: str = "",
+        key: str | None = None,
+    ) -> Any:
+        """Wait for something, without a worker; returns the payload it came with.
+
+        It raises Suspended, which ends this activation: let it pass. Later the agent runs its turn from the top again,
+        and this call returns. `reason`: "external_event" or "manual_pause" wait for a resume of this `name`, until the
+        time given (neither: the setting `wait_ttl_seconds`), and then the run ends, stopped; "rate_limit" goes on by
+        itself at that time. `until` and `message` may differ from one call to the next, the rest may not.
+        """
+        inputs.choice("reason", reason, waits.REASONS)
+        inputs.text("name", name, may_be_blank=True)
+        inputs.text("message", message, most=_MOST_MESSAGE, may_be_blank=True)
+        inputs.instant("until", until)
+        if seconds is not None:
+            seconds = inputs.duration("seconds", seconds, most=_LONGEST_SECONDS)
+        given = [limit for limit in (seconds, until) if limit is not None]
+        if len(given) == 2 or (reason == waits.RATE_LIMIT and not given):
+            raise InvalidInput("seconds", "contradiction", f"{reason}: give either seconds or until")
+        entry = self._journal.entry("suspend", name or reason, key, [reason, name, seconds])
+        known = self._journal.known(entry)
+        if known is not None:
+            return known.result
+        slot = {field: value for field, value in asdict(entry).items() if field != "verb"}
+        wait = outcomes.Suspended(reason=reason, name=name, message=message, seconds=seconds, until=until, entry=slot)
+        self._journal.stop_with(Suspended(f"run {self.run_id} waits: {reason}", wait=wait))
+        return self._journal.check()
+
+    def retry_after(self, seconds: float, message: str = "") -> NoReturn:
+        """End this activation and have it tried again after that time (at most a week). It uses up an attempt."""
+        raise Transient(message or f"again in {seconds} s", retry_after=seconds)
+
     def checkpoint(self) -> list[IncomingMessage]:
-        """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first."""
+        """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first.
+
+        Messages that checkpoints of this turn had read before it was run again are handed over by the first one.
+        """
         self._journal.check()
-        arrived = self._journal.persist(lambda: self._journal.fenced(checkpoint.reach))
+        arrived = self._journal.persist(self._reach)
+        if arrived:
+            self._handed_over = arrived[-1].seq or 0
+        self._must_hand_over = False
         return [IncomingMessage.of(message) for message in arrived]
+
+    def _reach(self) -> list[Message]:
+        again = {"after_seq": self._handed_over} if self._must_hand_over else {}
+        # Until it is answered, its COMMIT may have won.
+        self._must_hand_over = True
+        reached: list[Message] = self._journal.fenced(checkpoint.reach, **again)
+        return reached
 
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""

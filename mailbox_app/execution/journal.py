@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,11 @@ class Journal:
                 f"use {entry.n} of {entry.verb} {entry.name!r} was journalled with other arguments than these"
             )
         return known
+
+    def derived_id(self, entry: Record) -> str:
+        """An id for what this use makes: the same at each replay, another one's nowhere."""
+        use = [self._claim.turn, entry.verb, entry.name, entry.key, entry.n]
+        return str(uuid.uuid5(self._claim.run_id, json.dumps(use)))
 
     @contextmanager
     def inside(self, entry: Record) -> Iterator[None]:

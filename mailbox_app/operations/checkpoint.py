@@ -3,13 +3,17 @@
 Each function is one transaction and raises LeaseLost, having written nothing, when the claim has been lost.
 """
 
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import transaction
+
 from mailbox_app.errors import Cancelled
-from mailbox_app.models import Boundary, JournalEntry, Message, Run
+from mailbox_app.models import Boundary, JournalEntry, Message, Outbox, OutboxKind, ReadAt, Run, Thread
 from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, owned
+from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +27,24 @@ class Record:
     arguments_hash: str
 
 
-def reach(claim: Claim) -> list[Message]:
-    """Read what arrived for the run at its next step. Raises Cancelled when somebody asked it to stop."""
+def reach(claim: Claim, *, after_seq: int | None = None) -> list[Message]:
+    """Read what arrived for the run at its next step. Raises Cancelled when somebody asked it to stop.
+
+    `after_seq`: hand over, in front of it, what checkpoints of this turn have read past that number before, in an
+    earlier activation or in a try whose answer was lost.
+    """
     with owned(claim) as (thread, dispatch):
         if dispatch.cancel_requested_at is not None:
             raise Cancelled(f"run {claim.run_id} was cancelled")
-        return freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=dispatch.run)
+        run = dispatch.run
+        before: list[Message] = []
+        if after_seq is not None:
+            read = Message.objects.read_in(run.pk, run.turn).filter(read_at=ReadAt.CHECKPOINT, seq__gt=after_seq)
+            before = list(read)
+        arrived = freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=run)
+        if arrived:
+            thread.change(run, input=freeze.input_of(run, arrived))
+    return [*before, *arrived]
 
 
 def record(claim: Claim, entry: Record, result: Any) -> Any:
@@ -36,9 +52,11 @@ def record(claim: Claim, entry: Record, result: Any) -> Any:
 
     jsonb has an order of keys and a spelling of numbers of its own: code must not see other ones the first time.
     """
-    with owned(claim) as (_, dispatch):
-        written = _write(dispatch.run, claim, entry, result)
-        return JournalEntry.objects.values_list("result", flat=True).get(pk=written.pk)
+    with owned(claim) as (thread, dispatch):
+        journal(thread, dispatch.run, claim, entry, result)
+        thread.flush()
+        slot = {"verb": entry.verb, "name": entry.name, "key": entry.key, "n": entry.n}
+        return JournalEntry.objects.of_turn(claim.run_id, claim.turn).values_list("result", flat=True).get(**slot)
 
 
 def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
@@ -46,7 +64,7 @@ def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
     with owned(claim) as (thread, dispatch):
         message = append.produced(thread=thread, run=dispatch.run, content=content)
         result = {"message_id": str(message.pk), "seq": message.seq}
-        _write(dispatch.run, claim, entry, result)
+        journal(thread, dispatch.run, claim, entry, result)
     return result
 
 
@@ -65,12 +83,52 @@ def emit_event(
             )
             known = event.cursor
         result = {"cursor": known}
-        _write(dispatch.run, claim, entry, result)
+        journal(thread, dispatch.run, claim, entry, result)
     return result
 
 
-def _write(run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
-    return JournalEntry.objects.create(
+def usage(claim: Claim, entry: Record, *, input_tokens: int, output_tokens: int, steps: int) -> dict[str, int]:
+    """Add to what the run has used, with the journal entry; returns its totals so far."""
+    with owned(claim) as (thread, dispatch):
+        run = dispatch.run
+        result = {
+            "input_tokens": run.input_tokens + input_tokens,
+            "output_tokens": run.output_tokens + output_tokens,
+            "steps": run.steps + steps,
+        }
+        thread.change(run, **result)
+        journal(thread, run, claim, entry, result)
+    return result
+
+
+def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payload: dict[str, Any]) -> dict[str, Any]:
+    """Write down a message to another thread, with its journal entry; returns {"outbox_id", "thread_id", "message_id"}.
+
+    It is delivered under the other thread's fence, later, in the order of these rows. `target` finds that thread, or
+    makes it, in this transaction: before the fence, because it may wait for who makes it at the same time.
+    """
+    refuse_transaction()
+    with transaction.atomic():
+        target_id = target()
+        with proved(claim) as (thread, dispatch):
+            row = Outbox(
+                source_thread=thread,
+                target_thread_id=target_id,
+                kind=OutboxKind.MESSAGE,
+                order=thread.take_order(),
+                available_at=thread.locked_at,
+                payload=payload,
+            )
+            thread.insert(row)
+            names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
+            result = {name: str(value) for name, value in names.items()}
+            journal(thread, dispatch.run, claim, entry, result)
+    return result
+
+
+def journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
+    """Have the fence write the record of a completed effect."""
+    written = JournalEntry(
         run=run,
         turn=claim.turn,
         verb=entry.verb,
@@ -80,3 +138,5 @@ def _write(run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
         arguments_hash=entry.arguments_hash,
         result=result,
     )
+    thread.insert(written)
+    return written

@@ -11,7 +11,7 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread, columns, loader, read
+from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, Thread, columns, loader, read
 from mailbox_app.operations import candidates, emit, freeze
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
@@ -202,10 +202,11 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
             return None
         move, kind, code_version = START, Kind.RUN_STARTED, catalogue.version_of(run.agent)
         version_key = catalogue.version_key(code_version)
-        started = {"started_at": thread.locked_at, "input": _input(messages), "state": _inherited(thread)}
+        started = {"started_at": thread.locked_at, "input": freeze.input_of(run, messages), "state": _inherited(thread)}
         started["code_version"] = code_version
     else:
-        messages = list(Message.objects.read_in(run.pk, run.turn))
+        # What a checkpoint read is handed over by a checkpoint again.
+        messages = list(Message.objects.read_in(run.pk, run.turn).exclude(read_at=ReadAt.CHECKPOINT))
         move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED
         version_key, started = dispatch.version_key, {}
     thread.claim_count += 1
@@ -226,7 +227,7 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
     if move is START:
         thread.move(run, START, **started)
     elif move is RESUME:
-        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None)
+        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None, termination=None)
     attempt = 1 + dispatch.attempt_count + dispatch.lost_count
     emit.of_dispatch(
         thread, kind, dispatch, attempt=attempt, turn=run.turn, **({"input": run.input} if move is START else {})
@@ -257,14 +258,6 @@ def _inherited(thread: Thread) -> dict[str, Any]:
     if thread.state_run_id is None:
         return {}
     return dict(Run.objects.values_list("state", flat=True).filter(pk=thread.state_run_id).first() or {})
-
-
-def _input(messages: Sequence[Message]) -> dict[str, Any]:
-    return {
-        "from_seq": messages[0].seq,
-        "to_seq": messages[-1].seq,
-        "message_ids": [str(message.pk) for message in messages],
-    }
 
 
 def _drop(thread: Thread, dispatch: Dispatch) -> None:

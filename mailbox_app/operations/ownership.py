@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from django.db import transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
-from mailbox_app.states import DispatchStatus
+from mailbox_app.states import DispatchStatus, RunStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
 _HELD = """
@@ -20,6 +20,15 @@ _HELD = """
     WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
+# A completion asks in the same look whether `freeze.unread` would find anything: mostly there is nothing.
+_ENDING = _HELD.replace(
+    "SELECT {columns}",
+    """SELECT {columns}, EXISTS (
+        SELECT FROM mailbox_message AS message
+        WHERE message.thread_id = %(thread)s AND message.state = 'pending' AND NOT message.held
+            AND (message.run_id = %(run)s OR message.run_id IS NULL OR message.barrier)
+    )""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +66,41 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
     was recorded could be rolled back.
     """
     refuse_transaction()
+    with proved(claim) as held:
+        yield held
+
+
+@contextmanager
+def proved(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
+    """`owned`, in a transaction of our own that has written something already: it is rolled back with the rest."""
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = find(claim)
-        if dispatch is None:
+        # What a turn left running when it ended has no say in the next one.
+        if dispatch is None or dispatch.run.turn != claim.turn:
             raise lost(claim)
         yield thread, dispatch
 
 
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
-    sql = _HELD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
-    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token}
-    for dispatch, *rest in read(Dispatch, sql, wanted):
+    for dispatch, *rest in _found(claim, _HELD):
         dispatch.run = loader(Run)(rest)
-        return dispatch
+        return cast(Dispatch, dispatch)
     return None
+
+
+def find_ending(claim: Claim) -> tuple[Dispatch | None, bool]:
+    """What `find` does, and whether there is anything before the run that it has not read."""
+    for dispatch, *rest, has_unread in _found(claim, _ENDING):
+        dispatch.run = loader(Run)(rest)
+        return dispatch, has_unread
+    return None, False
+
+
+def _found(claim: Claim, sql: str) -> list[tuple[Any, ...]]:
+    names = f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"
+    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token, "run": claim.run_id}
+    return read(Dispatch, sql.replace("{columns}", names), wanted)
 
 
 def refuse_transaction() -> None:
@@ -85,9 +114,13 @@ def _is_testcase() -> bool:
     return all(getattr(block, "_from_testcase", False) for block in transaction.get_connection().atomic_blocks)
 
 
-def has_ended(claim: Claim, *ends: DispatchStatus) -> bool:
-    """Whether this very claim has already ended in one of these ways: its own COMMIT won and the answer was lost."""
-    return Dispatch.objects.filter(pk=claim.dispatch_id, instance_id=claim.token, status__in=ends).exists()
+def has_ended(claim: Claim, *ends: DispatchStatus, run_status: RunStatus | None = None) -> bool:
+    """Whether this very claim has already ended in one of these ways: its own COMMIT won and the answer was lost.
+
+    `run_status`: what it must have made of the run.
+    """
+    ended = Dispatch.objects.filter(pk=claim.dispatch_id, instance_id=claim.token, status__in=ends)
+    return (ended if run_status is None else ended.filter(run_status=run_status)).exists()
 
 
 def lost(claim: Claim) -> LeaseLost:

@@ -7,13 +7,13 @@ from django.db.models import Exists, Max, OuterRef, QuerySet
 from django.db.models.functions import Now
 
 from mailbox_app.conf import conf
-from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Thread
-from mailbox_app.states import DispatchStatus
+from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Thread
+from mailbox_app.states import DispatchStatus, OutboxStatus
 
 
 def batch() -> int:
     """Delete up to one batch of each kind of row; returns how many went."""
-    return _dispatches() + _events() + _idempotency_keys() + _registrations()
+    return _dispatches() + _events() + _outbox() + _idempotency_keys() + _registrations()
 
 
 def _dispatches() -> int:
@@ -44,6 +44,15 @@ def _events() -> int:
                 thread.pruned_cursor = max(thread.pruned_cursor, row["last"])
                 pruned += gone
     return pruned
+
+
+def _outbox() -> int:
+    """What was delivered; what was given up stays as long as a dead letter."""
+    delivered = Outbox.objects.filter(status=OutboxStatus.DELIVERED)
+    old = delivered.filter(completed_at__lt=_ago(conf.outbox_retention_seconds))
+    dead = Outbox.objects.filter(status=OutboxStatus.DEAD_LETTER)
+    given_up = dead.filter(completed_at__lt=_ago(conf.dead_letter_retention_seconds))
+    return _delete(old.order_by("completed_at", "id")) + _delete(given_up.order_by("completed_at", "id"))
 
 
 def _idempotency_keys() -> int:

@@ -11,8 +11,8 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
-from mailbox_app.models import AgentRegistration, AgentVersion, Run, Thread
-from mailbox_app.operations import emit, enqueue, inputs, submission
+from mailbox_app.models import AgentRegistration, AgentVersion, Boundary, Run, Thread
+from mailbox_app.operations import append, emit, enqueue, inputs, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -39,6 +39,15 @@ class Receipt:
     dispatch_id: uuid.UUID
     message_ids: list[uuid.UUID]
     status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posted:
+    """What was said, and the run that will read it unless it ends before: the open one, or a new one."""
+
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    message_ids: list[uuid.UUID]
 
 
 def run(
@@ -102,12 +111,45 @@ def many(
     return _write(checked)
 
 
+def messages(
+    *,
+    scope: str,
+    thread_id: uuid.UUID | str,
+    messages: Sequence[inputs.NewMessage | Mapping[str, Any] | str],
+    boundary: str,
+    origin: str = "python",
+) -> Posted:
+    """Say something to the thread's open run: it reads it at its next checkpoint (`next_step`), or when it would end
+    (`on_natural_end`), as its next turn. Without an open run: `run`.
+
+    Should the run end otherwise before it has read them, they get a run of their own. Raises what `run` does.
+    """
+    given = submission.check(scope=scope, thread_id=thread_id, messages=messages, origin=origin)
+    wanted = Boundary(inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END)))
+    try:
+        with transaction.atomic():
+            reserve([given])
+            with Thread.objects.hold(_threads([given])) as (thread,):
+                if thread.open_run_id is None:
+                    queued = queue(given, thread)
+                    posted = Posted(thread_id=thread.pk, run_id=queued.run.pk, message_ids=queued.message_ids)
+                else:
+                    added = append.pending(thread=thread, run=None, messages=given.messages, boundary=wanted)
+                    posted = Posted(
+                        thread_id=thread.pk, run_id=thread.open_run_id, message_ids=[message.pk for message in added]
+                    )
+            hints.tell(thread)
+    except IntegrityError as error:
+        raise refusal(error, [given]) from error
+    return posted
+
+
 def _write(submissions: list[Submission]) -> list[Receipt]:
     """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
 
     def write() -> list[Receipt]:
         with transaction.atomic():
-            _reserve(submissions)
+            reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
                 queued = [_queue(one, thread) for one, thread in zip(submissions, threads, strict=True)]
@@ -127,19 +169,24 @@ def _write(submissions: list[Submission]) -> list[Receipt]:
     try:
         return _again_if_deadlocked(write)
     except IntegrityError as error:
-        raise _refusal(error, submissions) from error
+        raise refusal(error, submissions) from error
 
 
 def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
     """Refuse what the thread's present state forbids, then write run, messages, dispatch and events."""
-    agent = given.agent or _last_agent(thread)
-    wishes = agent_options(agent)
-    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
-        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
     if given.if_active == "reject" and thread.open_run_id is not None:
         raise ActiveRunConflict(
             f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
         )
+    return queue(given, thread)
+
+
+def queue(given: Submission, thread: Thread, *, durable: enqueue.Durable | None = None) -> enqueue.Queued:
+    """Write run, messages, dispatch and events of a submission, under the fence."""
+    agent = given.agent or _last_agent(thread)
+    wishes = agent_options(agent)
+    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
+        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
     spec = enqueue.RunSpec(
         agent=agent,
         config_version=_config_version(agent, given.config_version),
@@ -155,7 +202,7 @@ def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
     )
     if thread.last_cursor == 0:
         emit.thread_created(thread)
-    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec)
+    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec, durable=durable)
     thread.consider(queued.dispatch)
     return queued
 
@@ -196,7 +243,7 @@ def agent_options(name: str) -> dict[str, Any]:
     return dict(latest.options)
 
 
-def _reserve(submissions: Sequence[Submission]) -> None:
+def reserve(submissions: Sequence[Submission]) -> None:
     """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
 
     The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
@@ -212,7 +259,7 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     scope = submissions[0].scope
     keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
     ids = {one.thread_id for one in submissions if one.thread_id is not None}
-    of_key = _ids_of_keys(scope, keys) if keys else {}
+    of_key = ids_of_keys(scope, keys) if keys else {}
     wanted = ids | set(of_key.values())
     locked = {thread.pk: thread for thread in Thread.objects.lock(sorted(wanted), scope=scope)} if wanted else {}
     return [
@@ -225,7 +272,7 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     ]
 
 
-def _ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
+def ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
     """The threads of these keys, made if they are missing; the rows are not locked yet."""
     # ON CONFLICT DO NOTHING waits for whoever is inserting the same key; the next statement sees the winner's row.
     known = Thread.objects.in_scope(scope).not_deleted().filter(key__in=keys)
@@ -281,7 +328,7 @@ def _constraint(error: IntegrityError) -> str | None:
     return getattr(getattr(error.__cause__, "diag", None), "constraint_name", None)
 
 
-def _refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Exception:
+def refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Exception:
     """The refusal a unique constraint stands for; the error itself for any other."""
     match _constraint(error):
         case "run_dedupe_key_unique_while_not_done":
