@@ -50,6 +50,7 @@ def test_the_schema_describes_every_route_and_nothing_else() -> None:
         ("POST", "/v1/runs"),
         ("GET", "/v1/runs/{run_id}"),
         ("GET", "/v1/runs/{run_id}/events"),
+        ("POST", "/v1/runs/{run_id}/resume"),
         ("GET", "/v1/threads"),
         ("POST", "/v1/threads"),
         ("GET", "/v1/threads/{thread_id}"),

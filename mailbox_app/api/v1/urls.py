@@ -7,6 +7,7 @@ from django.urls import path, re_path
 
 from mailbox_app.api.v1.base import NotFoundView
 from mailbox_app.api.v1.events import RunEventsView
+from mailbox_app.api.v1.resume import ResumeView
 from mailbox_app.api.v1.runs import RunsView, RunView
 from mailbox_app.api.v1.schema import DocsView, SchemaView
 from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadView
@@ -17,6 +18,7 @@ urlpatterns = [
     path("runs", RunsView.as_view(), name="runs"),
     path("runs/<str:run_id>", RunView.as_view(), name="run"),
     path("runs/<str:run_id>/events", RunEventsView.as_view(), name="run-events"),
+    path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
