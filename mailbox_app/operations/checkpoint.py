@@ -53,7 +53,7 @@ def record(claim: Claim, entry: Record, result: Any) -> Any:
     jsonb has an order of keys and a spelling of numbers of its own: code must not see other ones the first time.
     """
     with owned(claim) as (thread, dispatch):
-        journal(thread, dispatch.run, claim, entry, result)
+        _journal(thread, dispatch.run, claim, entry, result)
         thread.flush()
         slot = {"verb": entry.verb, "name": entry.name, "key": entry.key, "n": entry.n}
         return JournalEntry.objects.of_turn(claim.run_id, claim.turn).values_list("result", flat=True).get(**slot)
@@ -63,9 +63,8 @@ def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
     """Append an assistant message, with its journal entry and its event; returns {"message_id", "seq"}."""
     with owned(claim) as (thread, dispatch):
         message = append.produced(thread=thread, run=dispatch.run, content=content)
-        result = {"message_id": str(message.pk), "seq": message.seq}
-        journal(thread, dispatch.run, claim, entry, result)
-    return result
+        facts = {"message_id": str(message.pk), "seq": message.seq}
+        return _effect(thread, dispatch.run, claim, entry, facts)
 
 
 def emit_event(
@@ -82,23 +81,20 @@ def emit_event(
                 thread, dispatch.run, kind, payload, dispatch=dispatch, key=key, visibility=visibility
             )
             known = event.cursor
-        result = {"cursor": known}
-        journal(thread, dispatch.run, claim, entry, result)
-    return result
+        return _effect(thread, dispatch.run, claim, entry, {"cursor": known})
 
 
 def usage(claim: Claim, entry: Record, *, input_tokens: int, output_tokens: int, steps: int) -> dict[str, int]:
     """Add to what the run has used, with the journal entry; returns its totals so far."""
     with owned(claim) as (thread, dispatch):
         run = dispatch.run
-        result = {
+        used = {
             "input_tokens": run.input_tokens + input_tokens,
             "output_tokens": run.output_tokens + output_tokens,
             "steps": run.steps + steps,
         }
-        thread.change(run, **result)
-        journal(thread, run, claim, entry, result)
-    return result
+        thread.change(run, **used)
+        return _effect(thread, run, claim, entry, used)
 
 
 def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payload: dict[str, Any]) -> dict[str, Any]:
@@ -121,22 +117,28 @@ def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payloa
             )
             thread.insert(row)
             names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
-            result = {name: str(value) for name, value in names.items()}
-            journal(thread, dispatch.run, claim, entry, result)
-    return result
+            facts = {name: str(value) for name, value in names.items()}
+            return _effect(thread, dispatch.run, claim, entry, facts)
 
 
-def journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
+def _journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> None:
     """Have the fence write the record of a completed effect."""
-    written = JournalEntry(
-        run=run,
-        turn=claim.turn,
-        verb=entry.verb,
-        name=entry.name,
-        key=entry.key,
-        n=entry.n,
-        arguments_hash=entry.arguments_hash,
-        result=result,
+    thread.insert(
+        JournalEntry(
+            run=run,
+            turn=claim.turn,
+            verb=entry.verb,
+            name=entry.name,
+            key=entry.key,
+            n=entry.n,
+            arguments_hash=entry.arguments_hash,
+            result=result,
+        )
     )
-    thread.insert(written)
-    return written
+
+
+def _effect(thread: Thread, run: Run, claim: Claim, entry: Record, facts: dict[str, Any]) -> dict[str, Any]:
+    """Journal what a verb tells of its effect; returns it as a replay will read it: jsonb puts shorter names first."""
+    result = {name: facts[name] for name in sorted(facts, key=lambda name: (len(name), name))}
+    _journal(thread, run, claim, entry, result)
+    return result
