@@ -186,8 +186,13 @@ def test_whoever_comes_first_a_wait_either_expires_or_goes_on() -> None:
 
 def send(claim: Claim, to: uuid.UUID, *, n: int = 1) -> None:
     payload = {
-        "content": f"psst {n}", "metadata": {}, "role": "user", "sender": "echo", "agent": "echo",
-        "message_id": f"{to}-{n}", "source_run_id": str(claim.run_id),
+        "content": f"psst {n}",
+        "metadata": {},
+        "role": "user",
+        "sender": "echo",
+        "agent": "echo",
+        "message_id": f"{to}-{n}",
+        "source_run_id": str(claim.run_id),
     }
     entry = scene.entry("message", verb="send", n=n)
     deliver.send(claim, entry, thread_id=to, thread_key=None, payload=payload)
