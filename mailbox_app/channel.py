@@ -4,10 +4,12 @@ Without `redis_url`, and while Redis is in trouble, every call is a no-op that a
 coalescing, and whoever waits for a hint finds the rows with its next poll. Nothing here raises.
 """
 
+import contextlib
 import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -54,13 +56,37 @@ def forget_failures() -> None:
         breaker.reset()
 
 
+# What was published while a block of `silenced` ran, one list a block; of every thread of this process.
+_silences: list[list[tuple[str, dict[str, Any]]]] = []
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Let nothing out to Redis or the broker while the block runs; yields what is published: (topic, message).
+
+    For tests: their rows may never be committed, and somebody's worker may listen.
+    """
+    heard: list[tuple[str, dict[str, Any]]] = []
+    _silences.append(heard)
+    try:
+        yield heard
+    finally:
+        # By identity: two blocks that heard the same are equal.
+        _silences[:] = [other for other in _silences if other is not heard]
+
+
+def is_silenced() -> bool:
+    """Whether nothing is to leave this process."""
+    return bool(_silences)
+
+
 _clients: dict[tuple[int, str], "redis.Redis"] = {}
 
 
 def _client() -> "redis.Redis | None":
     """This process's client (a pool of connections), or None when there is none to be used now."""
     url = conf.redis_url
-    if not url or breaker_of(url).is_open():
+    if not url or is_silenced() or breaker_of(url).is_open():
         return None
     key = (os.getpid(), url)
     if key not in _clients:
@@ -114,6 +140,8 @@ def is_reachable() -> bool:
 
 def publish(topic: str, message: dict[str, Any]) -> None:
     """Tell whoever listens on the topic just now."""
+    for heard in _silences:
+        heard.append((topic, message))
     client = _client()
     if client is None:
         return

@@ -8,18 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router, transaction
+from django.urls import NoReverseMatch, reverse
 from psycopg import IsolationLevel
 
-from mailbox_app import hints
+from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf, problems
 from mailbox_app.models import Thread
 
 _OLDEST_POSTGRESQL = 140_000
 _PICKLE = {"pickle", "application/x-python-serialize"}
 _MAINTENANCE = {"mailbox.due_tick", "mailbox.sweep", "mailbox.gc"}
+_DOCS_APPS = ("rest_framework", "drf_spectacular", "drf_spectacular_sidecar")
 _APPLY = (
     "Call mailbox_app.celeryconf.configure(app) in the project's celery.py, "
     "and import that app in the project's __init__.py; change a setting of the project's own that says otherwise."
@@ -88,6 +92,11 @@ ROUTED_AWAY = Check(
     "Route the app's models to 'default' in db_for_read and db_for_write: what is looked for under a lock must be read "
     "where the lock is held, and transactions, locks and hints are those of 'default'.",
 )
+NAIVE_TIMES = Check(
+    "mailbox.E009",
+    "USE_TZ is off: Django reads naive local times, and the app's are the database's, with their zone.",
+    "Set USE_TZ = True.",
+)
 TIME_LIMIT = Check(
     "mailbox.W003",
     "Celery has a time limit for every task (task_time_limit or task_soft_time_limit).",
@@ -103,6 +112,22 @@ NO_MAINTENANCE = Check(
     "mailbox.W002",
     "Celery's beat schedule lacks the due tick, the sweep or gc: lost leases and scheduled work would wait for ever.",
     f"{_APPLY} Where another scheduler runs them, silence this check.",
+)
+NO_AGENTS = Check(
+    "mailbox.W004",
+    "No installed app has an agent: a worker of this project would take no run.",
+    "Register one with @agent in agents.py of an app that is in INSTALLED_APPS. Where another project's workers run "
+    "the agents, silence this check.",
+)
+LACKING_APPS = Check(
+    "mailbox.W005",
+    "The API's routes are included, but an app that its documentation page needs is not installed.",
+    "Add rest_framework, drf_spectacular and drf_spectacular_sidecar to INSTALLED_APPS.",
+)
+NO_BROKER = Check(
+    "mailbox.W006",
+    "Celery has no broker between processes: no signal would reach a worker, and each run would wait for a sweep.",
+    f"Set CELERY_BROKER_URL. {_APPLY}",
 )
 
 CHECKS: tuple[Check, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Check))
@@ -124,6 +149,20 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
     found = [WRONG_SETTING.found(problem) for problem in problems({} if given is None else given)]
     if not found and not conf.redis_url:
         found.append(NO_REDIS.found(NO_REDIS.finding))
+    return found
+
+
+@checks.register("mailbox")
+def check_project(**_: Any) -> list[checks.CheckMessage]:
+    """E009, W004, W005."""
+    found = []
+    if not settings.USE_TZ:
+        found.append(NAIVE_TIMES.found("USE_TZ is off."))
+    if not catalogue.names():
+        found.append(NO_AGENTS.found("No installed app's agents.py registers an agent."))
+    missing = [name for name in _DOCS_APPS if not apps.is_installed(name)]
+    if missing and _serves_the_api():
+        found.append(LACKING_APPS.found(f"The API's routes are included, but not installed: {', '.join(missing)}."))
     return found
 
 
@@ -168,7 +207,7 @@ def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[che
 
 @checks.register("mailbox")
 def check_celery(**_: Any) -> list[checks.CheckMessage]:
-    """E005 to E007, W002."""
+    """E005 to E007, W002, W003, W006."""
     if any(message.level >= checks.ERROR for message in check_settings()):
         return []  # Celery's options come from our settings
     options = hints.broker_options()
@@ -176,6 +215,10 @@ def check_celery(**_: Any) -> list[checks.CheckMessage]:
     if options["task_acks_late"]:
         found.append(ACKS_LATE.found("Celery's task_acks_late is on."))
     url = str(options["broker_read_url"] or options["broker_url"] or "")
+    if not url:
+        found.append(NO_BROKER.found("Celery's broker_url is not set, which means a RabbitMQ on this machine."))
+    elif url.startswith(("memory", "filesystem")):
+        found.append(NO_BROKER.found(f"Celery's broker is {url.partition(':')[0]}, which reaches no other process."))
     if url.startswith(("redis", "rediss", "sentinel", "unix")):
         if not options["worker_disable_prefetch"]:
             found.append(PREFETCH.found("Celery's worker_disable_prefetch is off, and the broker is Redis."))
@@ -201,6 +244,14 @@ def _pickles(options: dict[str, Any]) -> Iterator[str]:
             yield name
     if options["task_serializer"] in _PICKLE:
         yield "task_serializer"
+
+
+def _serves_the_api() -> bool:
+    try:
+        reverse("mailbox:docs")
+    except (NoReverseMatch, ImproperlyConfigured, AttributeError):
+        return False  # not included, or there are no routes at all
+    return True
 
 
 def _alias() -> str:

@@ -12,6 +12,9 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+# What redis-py takes; a URL of another kind would fail at each call, and not before.
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
 
 def _setting(default: Any, meaning: str, *, least: float | None = None, most: float | None = None) -> Any:
     return field(default=default, metadata={"meaning": meaning, "least": least, "most": most})
@@ -123,6 +126,8 @@ def problems(given: Any) -> list[str]:
         for key in ("default_queue", "maintenance_queue", "default_agent"):
             if not getattr(read, key).strip():
                 found.append(f"MAILBOX[{key!r}] must not be blank.")
+        if read.redis_url and not read.redis_url.startswith(_REDIS_SCHEMES):
+            found.append(f"MAILBOX['redis_url'] must begin with one of {', '.join(_REDIS_SCHEMES)}.")
     return found
 
 

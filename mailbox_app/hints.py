@@ -41,7 +41,7 @@ def wake(queue: str) -> None:
     A signal carries nothing: whoever gets it claims what is due then. Lost: see `tell`.
     """
     breaker = channel.breaker_of(_broker_url())
-    if breaker.is_open() or not channel.raise_flag(queue):
+    if channel.is_silenced() or breaker.is_open() or not channel.raise_flag(queue):
         return
     if breaker.is_open():  # it opened while the flag was being raised: the broker is the same server
         return
@@ -54,7 +54,7 @@ def fill(queue: str, *, signals: int) -> int:
 
     For the sweep: the flag may stand for a signal the broker has lost.
     """
-    if signals <= 0 or channel.breaker_of(_broker_url()).is_open():
+    if signals <= 0 or channel.is_silenced() or channel.breaker_of(_broker_url()).is_open():
         return 0
     missing = 0
     with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:

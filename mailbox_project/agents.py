@@ -1,4 +1,6 @@
-"""Two example agents: `echo` streams your words back, `analyst` profiles a CSV table in journalled steps."""
+"""The example agents: `echo` streams your words back, `analyst` profiles a CSV table in journalled steps, and
+`chat.py` has one that talks through a language model.
+"""
 
 import csv
 import io
@@ -8,6 +10,9 @@ from typing import Any
 
 from mailbox_app.errors import Permanent
 from mailbox_app.execution import Context, agent
+from mailbox_project import chat
+
+__all__ = ["analyst", "chat", "echo"]
 
 
 @agent("echo")

@@ -47,11 +47,14 @@ def _database(url: str) -> dict[str, Any]:
         "ENGINE": "django.db.backends.postgresql",
         **entry,
         # Under ASGI each request has a thread of its own, and a connection kept for that thread would be left behind;
-        # a web process draws from a pool (DATABASE_POOL_SIZE, set for it alone). Workers keep theirs all the same:
-        # Celery closes them, and does so every thousand tasks.
+        # a web process draws from a pool (DATABASE_POOL_SIZE, set for it alone). Workers keep theirs by
+        # CELERY_DB_REUSE_MAX.
         "CONN_MAX_AGE": 0,
         "OPTIONS": {
             "connect_timeout": 5,
+            # The queue's own statements are planned once a connection. A pooler that gives each transaction another one
+            # must know protocol-level prepared statements (PgBouncer 1.21, max_prepared_statements), or this is "off".
+            "prepare_threshold": None if _ENV.get("DATABASE_PREPARE") == "off" else 0,
             **options,
             **({"pool": {"min_size": 1, "max_size": pool_size, "timeout": 10}} if pool_size else {}),
         },
@@ -140,11 +143,22 @@ SPECTACULAR_SETTINGS = {
 
 # The broker carries wake-up signals only: losing all of it delays work and loses none.
 CELERY_BROKER_URL = str(_ENV.get("CELERY_BROKER_URL") or _ENV.get("REDIS_URL") or "redis://127.0.0.1:6379/0")
+# Celery would close a worker's connection around every task, and each signal would wait for another one.
+CELERY_DB_REUSE_MAX = 1_000
 MAILBOX: dict[str, Any] = {
-    "redis_url": str(_ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith("redis") else "")),
+    "redis_url": str(
+        _ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith(("redis://", "rediss://")) else "")
+    ),
     # "MAILBOX_SETTINGS" is a JSON object with any key of mailbox_app.conf, for trying out other values.
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
+
+# What the example agent `chat` talks to: any OpenAI-compatible endpoint, up to where /chat/completions begins.
+MAILBOX_CHAT_BASE_URL = str(_ENV.get("MAILBOX_CHAT_BASE_URL", ""))
+MAILBOX_CHAT_API_KEY = str(_ENV.get("MAILBOX_CHAT_API_KEY", ""))
+MAILBOX_CHAT_MODEL = str(_ENV.get("MAILBOX_CHAT_MODEL", ""))
+# How long the endpoint may be silent, at the beginning or in mid-answer.
+MAILBOX_CHAT_TIMEOUT_SECONDS = float(_ENV.get("MAILBOX_CHAT_TIMEOUT_SECONDS") or 60)
 
 
 def _is_no_tick(record: logging.LogRecord) -> bool:

@@ -46,6 +46,8 @@ class Options:
     flower_port: int = 5555
     pool: str = "prefork"
     concurrency: int = 2
+    # Worker processes that run agents, each with `concurrency` slots.
+    workers: int = 1
     without: frozenset[str] = field(default_factory=frozenset)
     durable: bool = True
 
@@ -121,7 +123,8 @@ class Stack:
         """End everything in order, within bounded time; at once when `is_hurried` is set meanwhile."""
         self._is_ready = False
         if self._supervisor:
-            for names in STOPPING:
+            more = tuple(_worker_name(number) for number in range(2, self.options.workers + 1))
+            for names in (STOPPING[0], (*STOPPING[1], *more)):
                 self._supervisor.stop(names, is_hurried=lambda: self.is_hurried)
         if self._servers:
             self._servers.stop()
@@ -137,6 +140,11 @@ class Stack:
         self.stop()
 
     # What runs
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to work on this stack's servers."""
+        return dict(self._env)
 
     @property
     def is_started(self) -> bool:
@@ -245,7 +253,15 @@ class Stack:
         schedule = str(self.state.path / "beat-schedule")
         flower_address = ["--address=127.0.0.1", f"--port={flower}", "--purge_offline_workers=60"]
         return [
-            Child("worker", [*worker, "-n", "worker@%h", "-Q", default, "-P", options.pool, "-c", size], started, 10.0),
+            *(
+                Child(
+                    name,
+                    [*worker, "-n", f"{name}@%h", "-Q", default, "-P", options.pool, "-c", size],
+                    started,
+                    10.0,
+                )
+                for name in map(_worker_name, range(1, options.workers + 1))
+            ),
             Child(
                 "maintenance",
                 [*worker, "-n", "maintenance@%h", "-Q", maintenance, "-P", "threads", "-c", "2"],
@@ -272,6 +288,10 @@ class Stack:
                 env={"FLOWER_BASIC_AUTH": f"demo:{self.state.secret('flower')}"},
             ),
         ]
+
+
+def _worker_name(number: int) -> str:
+    return "worker" if number == 1 else f"worker-{number}"
 
 
 def _answers(url: str, expected: set[int]) -> bool:

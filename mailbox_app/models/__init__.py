@@ -13,7 +13,7 @@ from mailbox_app.models.run import Run, TerminationType
 from mailbox_app.models.thread import Thread
 from mailbox_app.models.ticket import Ticket
 from mailbox_app.models.worker import AgentRegistration, Maintenance
-from mailbox_app.models.writes import NOW, columns, loader, read
+from mailbox_app.models.writes import NOW, ask, columns, loader, read
 
 __all__ = [
     "NOW",
@@ -43,6 +43,7 @@ __all__ = [
     "Thread",
     "Ticket",
     "Visibility",
+    "ask",
     "columns",
     "loader",
     "read",

@@ -116,7 +116,11 @@ class Message(Moving):
                 name="message_retracted_iff_reason",
             ),
             models.UniqueConstraint(fields=["thread", "seq"], name="message_seq_unique_in_thread"),
-            models.UniqueConstraint(fields=["scope", "client_id"], name="message_client_id_unique_in_scope"),
+            models.UniqueConstraint(
+                fields=["scope", "client_id"],
+                condition=Q(client_id__isnull=False),
+                name="message_client_id_unique_in_scope",
+            ),
         ]
         indexes = [
             models.Index(

@@ -4,10 +4,10 @@ import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from django.db import connection, models
+from django.db import models
 from django.db.models import Q
 
-from mailbox_app.models.writes import NOW
+from mailbox_app.models.writes import NOW, ask
 
 if TYPE_CHECKING:
     from mailbox_app.models.dispatch import Dispatch
@@ -26,7 +26,7 @@ FLAG = ("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wake
 
 # What can start now, first by priority and order; else what can start first. The second half does not ask the clock:
 # what comes due between two looks at it would be neither.
-_HEAD = """
+HEADS = """
     (
         SELECT TRUE, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
@@ -96,23 +96,22 @@ class ReadyFlag(models.Model):
             models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
         ]
 
-    def judge(self) -> None:
+    def judge(self, found: "list[tuple[Any, ...]] | None" = None) -> None:
         """Rewrite the ready flag from what is queued in the database, in a statement younger than the lock.
 
         Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start.
         None of these while a run is claimed: whoever settles it judges again. The fence does this when it is left; a
-        verb calls it earlier when what it has not written yet changes nothing that is queued.
+        verb calls it earlier when what it has not written yet changes nothing that is queued. `found`: the rows of
+        HEADS, where the verb's own look has brought them.
         """
         self._is_judged = True
         self._clear_flag()
         if self.active_run_id is not None or self.deleted_at is not None:
             return
-        with connection.cursor() as cursor:
-            cursor.execute(_HEAD, {"thread": self.pk, "run": self.open_run_id})
-            found = cursor.fetchall()
-            if not found and self.open_run_id is not None:
-                cursor.execute(_HEAD, {"thread": self.pk, "run": None})
-                self.blocked_reason = BlockedReason.OPEN_RUN if cursor.fetchone() else ""
+        if found is None:
+            found = ask(HEADS, {"thread": self.pk, "run": self.open_run_id})
+        if not found and self.open_run_id is not None and ask(HEADS, {"thread": self.pk, "run": None}):
+            self.blocked_reason = BlockedReason.OPEN_RUN
         if found:
             is_due, *head = max(found, key=lambda row: row[0])
             self._point_at(is_due, *head)

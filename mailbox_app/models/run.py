@@ -62,8 +62,12 @@ class Run(Moving):
     agent = models.CharField(max_length=200)
     code_version = models.CharField(max_length=100, blank=True, default="")
     config_version = models.CharField(max_length=100, blank=True, default="")
-    parent_run = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="child_runs")
-    replay_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replays")
+    parent_run = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="child_runs", db_index=False
+    )
+    replay_of = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replays", db_index=False
+    )
     status = models.CharField(max_length=20, choices=RunStatus.choices, default=RunStatus.CREATED)
     turn = models.IntegerField(default=1)
     order = models.BigIntegerField()
@@ -128,14 +132,21 @@ class Run(Moving):
             ),
             models.UniqueConstraint(
                 fields=["scope", "dedupe_key"],
-                condition=~Q(status=RunStatus.DONE),
+                condition=~Q(status=RunStatus.DONE) & Q(dedupe_key__isnull=False),
                 name="run_dedupe_key_unique_while_not_done",
             ),
-            models.UniqueConstraint(fields=["scope", "client_id"], name="run_client_id_unique_in_scope"),
+            models.UniqueConstraint(
+                fields=["scope", "client_id"],
+                condition=Q(client_id__isnull=False),
+                name="run_client_id_unique_in_scope",
+            ),
         ]
+        # A run is written three times, and each write adds to every index that holds it: most hold few.
         indexes = [
             models.Index(fields=["thread", "-order"], name="run_of_thread"),
             models.Index(fields=["scope", "-created_at", "-id"], name="run_recent_in_scope"),
+            models.Index(fields=["parent_run"], condition=Q(parent_run__isnull=False), name="run_child_of"),
+            models.Index(fields=["replay_of"], condition=Q(replay_of__isnull=False), name="run_replay_of"),
             models.Index(fields=["wait_until", "id"], condition=Q(status=RunStatus.WAITING), name="run_waiting_until"),
         ]
 

@@ -128,7 +128,9 @@ class Thread(ReadyFlag):
     key = models.CharField(max_length=200, null=True, blank=True)
     title = models.CharField(max_length=500, blank=True, default="")
     metadata = models.JSONField(default=dict, blank=True)
-    parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children")
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children", db_index=False
+    )
     epoch = models.BigIntegerField(default=0)
     last_seq = models.BigIntegerField(default=0)
     last_cursor = models.BigIntegerField(default=0)
@@ -169,7 +171,9 @@ class Thread(ReadyFlag):
             ),
             # Key first: the admin looks keys up without knowing their scope.
             models.UniqueConstraint(
-                fields=["key", "scope"], condition=Q(deleted_at__isnull=True), name="thread_key_unique_in_scope"
+                fields=["key", "scope"],
+                condition=Q(deleted_at__isnull=True, key__isnull=False),
+                name="thread_key_unique_in_scope",
             ),
             *ReadyFlag.Meta.constraints,
             models.CheckConstraint(
@@ -186,6 +190,7 @@ class Thread(ReadyFlag):
         indexes = [
             *ReadyFlag.Meta.indexes,
             models.Index(fields=["scope", "-updated_at", "-id"], name="thread_recent_in_scope"),
+            models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="thread_child_of"),
             models.Index(fields=["deleted_at"], condition=Q(deleted_at__isnull=False), name="thread_deleted"),
         ]
 

@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from django.db import connection, models
+from django.db.backends.postgresql.base import ServerBindingCursor
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
 
@@ -80,9 +81,7 @@ class Writes:
             documents.append(_encode(rows))
             wanted.append((len(rows), model, source))
         self._inserts, self._updates = {}, {}
-        with connection.cursor() as cursor:
-            cursor.execute(_statement(tuple(parts)), documents)
-            counts = cursor.fetchone()
+        (counts,) = ask(_statement(tuple(parts)), documents)
         for (expected, changed_model, status), changed in zip(wanted, counts or (), strict=False):
             if changed != expected:
                 raise RuntimeError(
@@ -95,9 +94,20 @@ def read(model: type[ModelT], sql: str, params: Mapping[str, Any]) -> list[tuple
     """Rows of a statement that begins with `columns(model)`: (object, what follows …)."""
     load = _loader(model)
     width = len(load.names)
-    with connection.cursor() as cursor:
+    return [(load(found[:width]), *found[width:]) for found in ask(sql, params)]
+
+
+def ask(sql: str, params: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The rows of a statement that is sent often: PostgreSQL plans it once a connection, if it may.
+
+    It may where the project's OPTIONS name a `prepare_threshold`; Django's default is none, for poolers that give each
+    transaction another connection.
+    """
+    connection.ensure_connection()
+    raw: Any = ServerBindingCursor(cast(Any, connection.connection))  # type: ignore[call-arg]  # psycopg's, mixed in
+    with connection.make_debug_cursor(raw) if connection.queries_logged else connection.make_cursor(raw) as cursor:
         cursor.execute(sql, params)
-        return [(load(found[:width]), *found[width:]) for found in cursor.fetchall()]
+        return list(cursor.fetchall())
 
 
 @cache
@@ -166,7 +176,8 @@ def _update(model: type[models.Model], source: str, columns: _Shape, many: bool)
     if "updated_at" in _column_of(model):
         settings.append(f'"updated_at" = {_CLOCK}')
     status = getattr(model, "STATUS_FIELD", "status")
-    guard = f" AND kept.\"{status}\" = '{source}'" if source else ""
+    # Not `=`: that would let the planner walk a partial index of everything that is claimed instead of one key.
+    guard = f" AND kept.\"{status}\" IS NOT DISTINCT FROM '{source}'" if source else ""
     return (
         f"UPDATE {table} AS kept SET {', '.join(settings)} FROM {_rows(table, many)} AS given "
         f"WHERE kept.id = given.id{guard} RETURNING 1"

@@ -5,9 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import connection
-
 from mailbox_app import catalogue
+from mailbox_app.models import Thread, ask, columns, loader
 
 # Sorts after any version: a worker whose agent's version is not known here takes all.
 _ANY_VERSION = "\x7f"
@@ -34,24 +33,39 @@ _LANES = """
         FROM lane WHERE lane.version IS NOT NULL
     )
 """
-# Candidates: the first of each lane, then the first of all.
-CANDIDATES = (
+# Candidates: the first of each lane, then the first of all; of these, those that nobody holds. Each row is looked at
+# again under its lock: what is no longer due by then is left out. One row comes back even if none could be locked.
+LOCK = (
     _LANES
     + """
-    SELECT candidate.id
-    FROM lane
-    CROSS JOIN LATERAL (
-        SELECT id, due_priority, due_at
-        FROM mailbox_thread
-        WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_version = lane.version AND due_at IS NOT NULL
-        ORDER BY due_priority, due_at, id
+    , candidate AS MATERIALIZED (
+        SELECT head.id, head.due_priority, head.due_at
+        FROM lane
+        CROSS JOIN LATERAL (
+            SELECT id, due_priority, due_at
+            FROM mailbox_thread
+            WHERE due_queue = %(queue)s AND due_agent = lane.agent AND due_version = lane.version
+                AND due_at IS NOT NULL AND id <> ALL(%(without)s::uuid[])
+            ORDER BY due_priority, due_at, id
+            LIMIT %(width)s
+        ) AS head
+        WHERE lane.version = ''
+            OR CASE WHEN lane.accepted IS NULL THEN lane.version <= lane.newest
+                ELSE lane.version = ANY(string_to_array(lane.accepted, E'\n')) END
+        ORDER BY head.due_priority, head.due_at, head.id
+        LIMIT %(width)s
+    )
+    SELECT (SELECT count(*) FROM candidate), clock_timestamp(), {columns}
+    FROM (SELECT) AS one
+    LEFT JOIN (
+        SELECT mailbox_thread.*
+        FROM candidate JOIN mailbox_thread ON mailbox_thread.id = candidate.id
+        WHERE mailbox_thread.due_queue = %(queue)s AND mailbox_thread.due_at IS NOT NULL
+            AND mailbox_thread.deleted_at IS NULL
+        ORDER BY candidate.due_priority, candidate.due_at, candidate.id
         LIMIT %(limit)s
-    ) AS candidate
-    WHERE lane.version = ''
-        OR CASE WHEN lane.accepted IS NULL THEN lane.version <= lane.newest
-            ELSE lane.version = ANY(string_to_array(lane.accepted, E'\n')) END
-    ORDER BY candidate.due_priority, candidate.due_at, candidate.id
-    LIMIT %(limit)s
+        FOR NO KEY UPDATE OF mailbox_thread SKIP LOCKED
+    ) AS thread ON TRUE
 """
 )
 
@@ -83,11 +97,21 @@ class Runnable:
         return version == "" or (version <= self.newest[place] if accepted is None else version in accepted)
 
 
-def find(*, queue: str, runnable: Runnable, limit: int) -> list[uuid.UUID]:
-    """Ids of up to `limit` due threads of the queue whose heads can be run, in the order in which they should be."""
-    with connection.cursor() as cursor:
-        cursor.execute(CANDIDATES, lanes(queue, runnable) | {"limit": limit})
-        return [row[0] for row in cursor.fetchall()]
+def lock(
+    *, queue: str, runnable: Runnable, limit: int, width: int, without: Collection[uuid.UUID] = ()
+) -> tuple[list[Thread], int]:
+    """Lock up to `limit` of the first `width` due threads whose heads can be run, in the order in which they should be.
+
+    Threads that somebody holds are passed over. Returns the locked ones and how many there were to choose from.
+    """
+    params = lanes(queue, runnable) | {"limit": limit, "width": width, "without": list(without)}
+    threads, count = [], 0
+    for count, clock, *values in ask(LOCK.replace("{columns}", columns(Thread, "thread")), params):  # noqa: B007
+        if any(value is not None for value in values):
+            thread = loader(Thread)(values)
+            thread.locked_at = clock
+            threads.append(thread)
+    return threads, count
 
 
 def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, Thread, columns, loader, read
+from mailbox_app.models import (
+    UNCLAIMED,
+    Boundary,
+    Dispatch,
+    Kind,
+    Message,
+    ReadAt,
+    Run,
+    Thread,
+    ask,
+    columns,
+    loader,
+    read,
+)
 from mailbox_app.operations import candidates, emit, freeze
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
@@ -21,18 +34,6 @@ from mailbox_app.telemetry import observe
 # How many candidates a claim looks at for each one it may take: others are locking them at the same time. The wider
 # looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
-
-# The row is looked at again under its lock: what is no longer due by then is left out.
-_LOCK = """
-    SELECT {columns}, clock_timestamp()
-    FROM (
-        SELECT * FROM mailbox_thread
-        WHERE id = ANY(%(candidates)s::uuid[]) AND due_queue = %(queue)s AND due_at IS NOT NULL AND deleted_at IS NULL
-        ORDER BY due_priority, due_at, id
-        LIMIT %(limit)s
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS thread
-"""
 
 # What the thread's head is now, which need not be what its flag said.
 _HEAD = """
@@ -79,32 +80,27 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
         return Claimed(claims=[], has_more=False)
     runnable = Runnable.of(agents)
     failed: set[uuid.UUID] = set()
-    waiting: list[uuid.UUID] = []
-    most = len(tokens)
+    most, waiting = len(tokens), 0
     for width in _WIDTHS:
         limit = width * len(tokens)
-        found = candidates.find(queue=queue, runnable=runnable, limit=limit)
-        waiting = [thread_id for thread_id in found if thread_id not in failed]
-        while waiting:
+        while True:
             try:
-                threads, claims = _claim_among(waiting, queue, runnable, worker, tokens[:most])
+                threads, claims, waiting = _claim_some(queue, runnable, worker, tokens[:most], limit, failed)
+                break
             except _Unclaimable as error:
+                # What is wrong with one thread is no reason for the others to wait. If it is not known with which, each
+                # is claimed by itself.
                 if error.thread_id is None:
-                    most = 1  # some member of the group: each is claimed by itself
-                    continue
-                # What is wrong with one thread is no reason for the others to wait.
-                failed.add(error.thread_id)
-                waiting.remove(error.thread_id)
-                continue
-            if threads:
-                # A thread may still be due when its first run was dropped, or another head has come to the front.
-                still_due = any(
-                    thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version)
-                    for thread in threads
-                )
-                return Claimed(claims=claims, has_more=still_due or len(waiting) > len(threads))
-            break
-        if len(found) < limit:
+                    most = 1
+                else:
+                    failed.add(error.thread_id)
+        if threads:
+            # A thread may still be due when its first run was dropped, or another head has come to the front.
+            still_due = any(
+                thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version) for thread in threads
+            )
+            return Claimed(claims=claims, has_more=still_due or waiting > len(threads))
+        if waiting < limit:
             break  # these were all
     return Claimed(claims=[], has_more=bool(waiting))
 
@@ -116,9 +112,7 @@ def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """
     if not tokens:
         return set()
-    with connection.cursor() as cursor:
-        cursor.execute(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
-        missing = set(tokens) - {row[0] for row in cursor.fetchall()}
+    missing = set(tokens) - {row[0] for row in ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})}
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
         missing -= {token for token in still.values_list("claim_token", flat=True) if token is not None}
@@ -134,31 +128,50 @@ class _Unclaimable(Exception):
         observe("claim.failed", level=logging.ERROR, thread_id=thread_id, error=type(error).__name__)
 
 
-def _claim_among(
-    waiting: Sequence[uuid.UUID], queue: str, runnable: Runnable, worker: str, tokens: Sequence[uuid.UUID]
-) -> tuple[list[Thread], list[Claim]]:
-    """Lock those of the waiting threads that nobody holds and claim their heads, in one transaction."""
+def _claim_some(
+    queue: str,
+    runnable: Runnable,
+    worker: str,
+    tokens: Sequence[uuid.UUID],
+    width: int,
+    without: Collection[uuid.UUID],
+) -> tuple[list[Thread], list[Claim], int]:
+    """Lock due threads that nobody holds and claim their heads, in one transaction."""
     threads: list[Thread] = []
     claims: list[Claim] = []
-    wanted = {"candidates": list(waiting), "queue": queue, "limit": len(tokens)}
     try:
-        with transaction.atomic(), Thread.objects.hold(Thread.objects.locked(_LOCK, wanted)) as threads:
-            for thread, token in zip(threads, tokens, strict=False):
-                try:
-                    claim = _claim_head(thread, queue, runnable, worker, token)
-                except (OperationalError, InterfaceError):
-                    raise
-                except Exception as error:
-                    raise _Unclaimable(thread.pk, error) from error
-                if claim is not None:
-                    claims.append(claim)
+        with transaction.atomic():
+            threads, waiting = candidates.lock(
+                queue=queue, runnable=runnable, limit=len(tokens), width=width, without=without
+            )
+            with Thread.objects.hold(threads):
+                _claim_heads(threads, claims, queue, runnable, worker, tokens)
     except (OperationalError, InterfaceError, _Unclaimable):
         raise
     except Exception as error:  # what all of them wrote together was refused
         raise _Unclaimable(threads[0].pk if len(threads) == 1 else None, error) from error
     for thread in threads:
         hints.tell(thread)
-    return threads, claims
+    return threads, claims, waiting
+
+
+def _claim_heads(
+    threads: Sequence[Thread],
+    claims: list[Claim],
+    queue: str,
+    runnable: Runnable,
+    worker: str,
+    tokens: Sequence[uuid.UUID],
+) -> None:
+    for thread, token in zip(threads, tokens, strict=False):
+        try:
+            claim = _claim_head(thread, queue, runnable, worker, token)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            raise _Unclaimable(thread.pk, error) from error
+        if claim is not None:
+            claims.append(claim)
 
 
 def hand_back(*, tokens: Collection[uuid.UUID]) -> int:

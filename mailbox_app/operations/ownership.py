@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from django.db import transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
+from mailbox_app.models.ready import HEADS
 from mailbox_app.states import DispatchStatus, RunStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
@@ -20,15 +21,21 @@ _HELD = """
     WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
-# A completion asks in the same look whether `freeze.unread` would find anything: mostly there is nothing.
-_ENDING = _HELD.replace(
-    "SELECT {columns}",
-    """SELECT {columns}, EXISTS (
+
+# The same, and what a completion asks besides: is there anything before the run that it has not read (what
+# `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
+_ENDING = f"""
+    SELECT {{columns}}, EXISTS (
         SELECT FROM mailbox_message AS message
         WHERE message.thread_id = %(thread)s AND message.state = 'pending' AND NOT message.held
-            AND (message.run_id = %(run)s OR message.run_id IS NULL OR message.barrier)
-    )""",
-)
+            AND (message.run_id = dispatch.run_id OR message.run_id IS NULL OR message.barrier)
+    ), heads.*
+    FROM mailbox_dispatch AS dispatch
+    JOIN mailbox_run AS run ON run.id = dispatch.run_id
+    LEFT JOIN LATERAL ({HEADS}) AS heads ON TRUE
+    WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
+        AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +90,26 @@ def proved(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
-    for dispatch, *rest in _found(claim, _HELD):
+    dispatch: Dispatch | None = None
+    for dispatch, *rest in _look(claim, _HELD):
         dispatch.run = loader(Run)(rest)
-        return cast(Dispatch, dispatch)
-    return None
+    return dispatch
 
 
-def find_ending(claim: Claim) -> tuple[Dispatch | None, bool]:
-    """What `find` does, and whether there is anything before the run that it has not read."""
-    for dispatch, *rest, has_unread in _found(claim, _ENDING):
-        dispatch.run = loader(Run)(rest)
-        return dispatch, has_unread
-    return None, False
+def find_ending(claim: Claim) -> tuple[Dispatch | None, bool, list[tuple[Any, ...]]]:
+    """The same; whether it has left anything unread; and the rows with which `Thread.judge` judges its thread."""
+    width = len(loader(Run).names)
+    dispatch, has_unread, heads = None, False, []
+    for dispatch, *rest in _look(claim, _ENDING):
+        dispatch.run = loader(Run)(rest[:width])
+        has_unread = rest[width]
+        heads.append(tuple(rest[width + 1 :]))
+    return dispatch, has_unread, [head for head in heads if head[0] is not None]
 
 
-def _found(claim: Claim, sql: str) -> list[tuple[Any, ...]]:
-    names = f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"
-    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token, "run": claim.run_id}
-    return read(Dispatch, sql.replace("{columns}", names), wanted)
+def _look(claim: Claim, sql: str) -> list[Any]:
+    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token, "run": None}
+    return read(Dispatch, sql.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"), wanted)
 
 
 def refuse_transaction() -> None:

@@ -56,7 +56,7 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     None does after `max_turns`, either. What the run has not read then gets a run of its own.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch, has_unread = find_ending(claim)
+        dispatch, has_unread, heads = find_ending(claim)
         if dispatch is not None and dispatch.run.turn == claim.turn + 1:
             # Its COMMIT won and the answer was lost.
             return _claim_of_turn(claim, dispatch, list(Message.objects.read_in(claim.run_id, claim.turn + 1)))
@@ -88,7 +88,7 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
         _end_run(thread, dispatch, Kind.RUN_FINISHED, unread, termination=termination, final_output=output, **saved)
         if not unread:
             # What is queued on the thread is as it was: one look fewer.
-            thread.judge()
+            thread.judge(heads)
     hints.tell(thread)
     return None
 

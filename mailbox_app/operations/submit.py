@@ -11,7 +11,7 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
-from mailbox_app.models import AgentRegistration, AgentVersion, Boundary, Run, Thread
+from mailbox_app.models import AgentRegistration, AgentVersion, Boundary, Run, Thread, ask
 from mailbox_app.operations import append, emit, enqueue, inputs, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
@@ -287,10 +287,8 @@ def ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
 def _config_version(agent: str, wanted: str) -> str:
     """The published configuration the run is bound to: the one asked for, else the latest; blank if there is none."""
     if not wanted:
-        with connection.cursor() as cursor:
-            cursor.execute(_LATEST_VERSION, {"agent": agent})
-            found = cursor.fetchone()
-        return str(found[0]) if found else ""
+        found = ask(_LATEST_VERSION, {"agent": agent})
+        return str(found[0][0]) if found else ""
     if not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
         raise InvalidInput(
             "config_version", "unknown_config_version", f"agent {agent!r} has no published version {wanted!r}"

@@ -11,7 +11,7 @@ from django.db import connection, router
 from django.test import override_settings
 from psycopg import IsolationLevel
 
-from mailbox_app import celeryconf, checks
+from mailbox_app import catalogue, celeryconf, checks
 
 
 def found(databases: list[str] | None = None) -> list[CheckMessage]:
@@ -141,6 +141,11 @@ def test_mailbox_E007_pickle_is_spoken(option: str, value: Any, celery_app: Cele
     ]
 
 
+@override_settings(USE_TZ=False)
+def test_mailbox_E009_times_have_no_zone(celery_app: Celery) -> None:  # noqa: N802
+    assert [(one.id, one.level, one.msg) for one in found()] == [("mailbox.E009", ERROR, "USE_TZ is off.")]
+
+
 class Elsewhere:
     """A router that reads from a replica, as Django's documentation shows it."""
 
@@ -165,6 +170,37 @@ def test_mailbox_W003_celery_limits_the_time_of_runs(option: str, celery_app: Ce
     ]
 
 
+def test_mailbox_W004_there_is_no_agent(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: N802
+    monkeypatch.setattr(catalogue, "_agents", {})
+    assert [(one.id, one.level, one.msg) for one in found()] == [
+        ("mailbox.W004", WARNING, "No installed app's agents.py registers an agent.")
+    ]
+
+
+def test_mailbox_W005_the_documentation_page_lacks_apps(celery_app: Celery, settings: Any) -> None:  # noqa: N802
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "drf_spectacular_sidecar"]
+    assert [(one.id, one.level, one.msg) for one in found()] == [
+        ("mailbox.W005", WARNING, "The API's routes are included, but not installed: drf_spectacular_sidecar.")
+    ]
+    settings.ROOT_URLCONF = "mailbox_app.api.v1.health"
+    assert ids() == [], "who serves no API needs no page for it"
+    del settings.ROOT_URLCONF
+    assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "Celery's broker_url is not set, which means a RabbitMQ on this machine."),
+        ("memory://", "Celery's broker is memory, which reaches no other process."),
+        ("filesystem://", "Celery's broker is filesystem, which reaches no other process."),
+    ],
+)
+def test_mailbox_W006_there_is_no_broker(url: str, message: str, celery_app: Celery) -> None:  # noqa: N802
+    celery_app.conf.broker_url = celery_app.conf.broker_read_url = url
+    assert [(one.id, one.level, one.msg) for one in found()] == [("mailbox.W006", WARNING, message)]
+
+
 def test_mailbox_W001_there_is_no_redis(celery_app: Celery) -> None:  # noqa: N802
     with override_settings(MAILBOX={"redis_url": ""}):
         assert [(one.id, one.level) for one in found()] == [("mailbox.W001", WARNING)]
@@ -184,5 +220,5 @@ def test_a_project_that_forgot_its_celery_app_is_told_so(celery_app: Celery) -> 
     """Celery then falls back to an app of its own, with its own defaults."""
     Celery("forgotten", set_as_current=True)
     findings = found()
-    assert [one.id for one in findings] == ["mailbox.E006", "mailbox.W002"]
+    assert [one.id for one in findings] == ["mailbox.W006", "mailbox.E006", "mailbox.W002"]
     assert all("import that app in the project's __init__.py" in str(one.hint) for one in findings)

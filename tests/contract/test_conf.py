@@ -89,6 +89,13 @@ def test_a_name_that_work_depends_on_is_not_blank(name: str) -> None:
     assert problems({name: " "}) == [f"MAILBOX['{name}'] must not be blank."]
 
 
+@pytest.mark.parametrize("url", ["localhost:6379", "amqp://localhost", "redis+socket:///run/redis.sock"])
+def test_a_redis_url_that_the_client_cannot_read_is_named_before_it_fails(url: str) -> None:
+    assert problems({"redis_url": url}) == ["MAILBOX['redis_url'] must begin with one of redis://, rediss://, unix://."]
+    for scheme in ("redis://", "rediss://", "unix://"):
+        assert problems({"redis_url": f"{scheme}localhost/0"}) == []
+
+
 def test_a_lease_outlives_one_lost_renewal() -> None:
     assert problems({"lease_seconds": 10, "renewal_seconds": 5}) == []
     (problem,) = problems({"lease_seconds": 10, "renewal_seconds": 5.1})

@@ -2,20 +2,15 @@
 
 import pytest
 
-from mailbox_app.execution import runner
-from mailbox_app.execution.lease import LeaseKeeper
-from mailbox_app.models import Event, JournalEntry
-from mailbox_app.operations.ownership import Claim
-from tests.operations import scene
-
-pytestmark = pytest.mark.django_db
+from mailbox_app import testing
+from mailbox_app.models import JournalEntry, Run
+from mailbox_app.testing import Mailbox
 
 
-def ask(agent: str, text: str, keeper: LeaseKeeper) -> Claim:
-    scene.post(text, agent=agent)
-    claim = scene.taken(agents=(agent,))
-    runner.run(claim, keeper=keeper, own_process=False)
-    return claim
+def ask(mailbox: Mailbox, agent: str, text: str) -> Run:
+    run = mailbox.submit(text, agent=agent)
+    mailbox.run_until_idle()
+    return run
 
 
 TABLE = """name,amount,note,city,day
@@ -38,25 +33,26 @@ REPORT = r"""# 3 rows, 5 columns
 Missing cells: note (1)."""
 
 
-def test_echo_says_the_words_back(keeper: LeaseKeeper) -> None:
-    claim = ask("echo", "  say   this\tback ", keeper)
-    assert scene.run(claim).final_output == "say this back"
+def test_echo_says_the_words_back_one_by_one(mailbox: Mailbox) -> None:
+    run = ask(mailbox, "echo", "  say   this\tback ")
+    testing.assert_run_finished(run, output="say this back")
+    assert mailbox.streamed(run) == ["say ", "this ", "back "]
 
 
-def test_analyst_reports_on_every_column(keeper: LeaseKeeper) -> None:
-    claim = ask("analyst", TABLE, keeper)
-    assert scene.run(claim).final_output == REPORT
-    assert scene.log(claim)[1] == (2, "assistant", REPORT)
+def test_analyst_reports_on_every_column(mailbox: Mailbox) -> None:
+    run = ask(mailbox, "analyst", TABLE)
+    testing.assert_run_finished(run, output=REPORT)
+    testing.assert_said(run, [REPORT])
     steps = JournalEntry.objects.filter(verb="step").order_by("id").values_list("name", "key")
     columns = [("profile-column", name) for name in ("name", "amount", "note", "city", "day")]
     assert list(steps) == [("read-table", ""), *columns, ("write-report", "")]
-    events = Event.objects.exclude(kind__startswith="Run").order_by("cursor").values_list("kind", flat=True)
-    assert list(events) == ["ThreadCreated", "TableRead", *["ColumnProfiled"] * 5, "MessageCommitted"]
+    testing.assert_events(run, ["TableRead", *["ColumnProfiled"] * 5], own_only=True)
+    assert "".join(mailbox.streamed(run)) == REPORT
 
 
-def test_analyst_escapes_what_would_break_its_table(keeper: LeaseKeeper) -> None:
-    claim = ask("analyst", 'a|b,c\n"x | y\nz",1\n"x | y\nz",2\n', keeper)
-    report = scene.run(claim).final_output
+def test_analyst_escapes_what_would_break_its_table(mailbox: Mailbox) -> None:
+    run = ask(mailbox, "analyst", 'a|b,c\n"x | y\nz",1\n"x | y\nz",2\n')
+    report = testing.assert_run_finished(run).final_output
     assert isinstance(report, str)
     rows = [line for line in report.splitlines() if line.startswith("|")]
     assert [row.replace("\\|", "").count("|") for row in rows] == [6, 6, 6, 6]
@@ -73,17 +69,19 @@ def test_analyst_escapes_what_would_break_its_table(keeper: LeaseKeeper) -> None
         ("a,a\n1,2", "two columns of the table have the same name"),
     ],
 )
-def test_analyst_buries_a_crooked_table_with_a_clear_message(table: str, message: str, keeper: LeaseKeeper) -> None:
-    claim = ask("analyst", table, keeper)
-    assert (scene.dispatch(claim).status, scene.dispatch(claim).attempt_count) == ("dead_letter", 1)
-    assert scene.run(claim).error == {"code": "permanent", "message": f"Permanent: {message}"}
+def test_analyst_buries_a_crooked_table_with_a_clear_message(table: str, message: str, mailbox: Mailbox) -> None:
+    run = ask(mailbox, "analyst", table)
+    assert testing.assert_dead_letter(run, code="permanent").attempt_count == 1
+    run.refresh_from_db()
+    assert run.error == {"code": "permanent", "message": f"Permanent: {message}"}
     assert JournalEntry.objects.count() == 0
 
 
-def test_analyst_buries_a_cell_that_is_longer_than_csv_reads(keeper: LeaseKeeper) -> None:
-    claim = ask("analyst", "a,b\n" + "x" * 200_000 + ",1\n", keeper)
-    error = {
+def test_analyst_buries_a_cell_that_is_longer_than_csv_reads(mailbox: Mailbox) -> None:
+    run = ask(mailbox, "analyst", "a,b\n" + "x" * 200_000 + ",1\n")
+    testing.assert_dead_letter(run)
+    run.refresh_from_db()
+    assert run.error == {
         "code": "permanent",
         "message": "Permanent: the table cannot be read: field larger than field limit (131072)",
     }
-    assert scene.run(claim).error == error

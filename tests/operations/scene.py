@@ -72,7 +72,7 @@ def ask_to_cancel(of: Claim) -> None:
     assert Dispatch.objects.filter(pk=of.dispatch_id).update(cancel_requested_at=Now()) == 1
 
 
-def make_available(of: Claim) -> None:
+def make_available(of: Claim | Receipt) -> None:
     """Age the row: its backoff, or its schedule, is over; the flag does not know yet."""
     Dispatch.objects.filter(pk=of.dispatch_id).update(available_at=Now() - timedelta(milliseconds=1))
     Thread.objects.filter(pk=of.thread_id, wakes_at__isnull=False).update(wakes_at=Now() - timedelta(milliseconds=1))

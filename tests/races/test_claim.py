@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from mailbox_app.models import Dispatch, Run, Thread, ready
+from mailbox_app.models import Dispatch, Run, Thread
 from mailbox_app.operations import claim, recover, settle, tick
 from tests.operations import scene
 from tests.races.actors import crew, start
@@ -156,7 +156,7 @@ def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten(moment:
             with connection.connection.cursor() as cursor:
                 cursor.execute("SELECT pg_sleep(extract(epoch FROM %s - clock_timestamp()) + 0.01)", [at])
 
-        if sql is not ready._HEAD:
+        if "statement_timestamp()" not in sql or "UNION ALL" not in sql:
             return execute(sql, params, many, context)
         if moment == "before":
             wait()

@@ -72,3 +72,14 @@ def _tell(ctx: Context, what: str, **facts: object) -> None:
     # One write to a file opened for appending: lines of several processes do not mix.
     with open(ctx.options["log"], "ab", buffering=0) as log:
         log.write(json.dumps(line).encode() + b"\n")
+
+
+@agent("workload.clock")
+def clock(ctx: Context) -> float:
+    """Answer with the time (seconds) at which its first line ran."""
+    return time.time()
+
+
+@agent("workload.parked", queue="mailbox.parked")
+def parked(ctx: Context) -> None:
+    """Wait on a queue that no worker serves."""
