@@ -15,12 +15,21 @@ _READ_AT = {
     Boundary.NEW_RUN: ReadAt.START,
 }
 
-# Every claim and every end asks this. The messages of other runs are skipped, and so not even read, however many they
-# are; their barriers are, for nothing goes past them.
+# Every claim asks this, and every end (`ownership._ENDING` whether there is any). The messages of other runs are
+# skipped, and so not even read, however many they are; their barriers are, for nothing goes past them. Three ranges of
+# two indexes: an OR would read all that is pending on the thread.
 _READABLE = """
-    SELECT {columns}
-    FROM mailbox_message AS message
-    WHERE thread_id = %(thread)s AND state = 'pending' AND (run_id = %(run)s OR run_id IS NULL OR barrier) AND NOT held
+    SELECT {columns} FROM (
+        SELECT * FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id = %(run)s
+        UNION ALL
+        SELECT * FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id IS NULL
+        UNION ALL
+        SELECT * FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND run_id <> %(run)s
+    ) AS message
+    WHERE NOT held
     ORDER BY position, id
 """
 

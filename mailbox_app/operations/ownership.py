@@ -26,9 +26,14 @@ _HELD = """
 # `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
 _ENDING = f"""
     SELECT {{columns}}, EXISTS (
-        SELECT FROM mailbox_message AS message
-        WHERE message.thread_id = %(thread)s AND message.state = 'pending' AND NOT message.held
-            AND (message.run_id = dispatch.run_id OR message.run_id IS NULL OR message.barrier)
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id = dispatch.run_id AND NOT held
+    ) OR EXISTS (
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id IS NULL AND NOT held
+    ) OR EXISTS (
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND NOT held
     ), heads.*
     FROM mailbox_dispatch AS dispatch
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
