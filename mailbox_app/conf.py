@@ -47,6 +47,12 @@ class Settings:
         1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
     )
     max_attempts: int = _setting(5, "failures after which a dispatch is a dead letter", least=1, most=1000)
+    max_turns: int = _setting(
+        100, "turns after which a run ends although more input waits; that gets a run of its own", least=1, most=100_000
+    )
+    max_deliveries: int = _setting(
+        10, "failed deliveries of a message to another thread after which it is a dead letter", least=1, most=1000
+    )
     max_lost: int = _setting(5, "lost leases after which a dispatch is a dead letter", least=1, most=1000)
     retry_delay_seconds: float = _setting(0.25, "backoff after the first failure; doubles with each", least=0)
     max_retry_delay_seconds: float = _setting(30.0, "longest backoff", least=0)
@@ -65,6 +71,9 @@ class Settings:
     )
     deleted_thread_retention_seconds: float = _setting(
         7 * 86_400.0, "how long the rows of a deleted thread are kept, and its id answered with 410", least=0
+    )
+    outbox_retention_seconds: float = _setting(
+        86_400.0, "how long what was delivered to another thread is kept in the outbox", least=0
     )
     idempotency_retention_seconds: float = _setting(86_400.0, "how long an Idempotency-Key is remembered", least=0)
     idempotency_wait_seconds: float = _setting(2.0, "how long a repeat waits for the first to finish", least=0.01)

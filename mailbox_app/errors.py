@@ -14,7 +14,8 @@ MailboxError
 
 Stop (BaseException)           the activation is over; let it pass through your `except Exception`
 ├── LeaseLost                  another worker owns the run now: write nothing more
-└── Cancelled                  somebody asked the run to stop
+├── Cancelled                  somebody asked the run to stop
+└── Suspended                  the run waits; its agent is called again when it goes on
 """
 
 from typing import Any
@@ -220,3 +221,13 @@ class Cancelled(Stop):
     """The run was asked to stop."""
 
     code = "cancelled"
+
+
+class Suspended(Stop):
+    """The run waits from now on; `wait` is the outcome that says for what."""
+
+    code = "suspended"
+
+    def __init__(self, message: str, *, wait: Any) -> None:
+        super().__init__(message)
+        self.wait = wait

@@ -1,6 +1,8 @@
 """How an activation ends, as the runner tells it to `operations/settle.py`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 
@@ -38,4 +40,20 @@ class Stopped:
     reason: str = "cancelled"
 
 
-Outcome = Finished | Retry | Failed | Stopped
+@dataclass(frozen=True, kw_only=True)
+class Suspended:
+    """The run waits, and the worker is free. `name`: what a resume must say to be meant for this wait.
+
+    It ends at `until`, or `seconds` after it has begun (neither: the setting `wait_ttl_seconds`); a rate limit is then
+    over, any other wait has expired. `entry` names the wait in the journal: name, key, n, arguments_hash.
+    """
+
+    reason: str
+    name: str = ""
+    message: str = ""
+    seconds: float | None = None
+    until: datetime | None = None
+    entry: Mapping[str, Any]
+
+
+Outcome = Finished | Retry | Failed | Stopped | Suspended

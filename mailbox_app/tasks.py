@@ -22,7 +22,7 @@ from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.exposer import Exposer
 from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance, Thread
-from mailbox_app.operations import claim, prune, recover, tick
+from mailbox_app.operations import claim, deliver, prune, recover, tick
 from mailbox_app.telemetry import observe
 
 # How long to wait before looking again at due threads that others hold; doubles.
@@ -81,16 +81,16 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]
 
 @shared_task(name="mailbox.due_tick", ignore_result=True, send_events=False)
 def due_tick(**_: Any) -> None:
-    """Promote work whose time has come."""
+    """Promote work whose time has come, and end waits that are over."""
     _drop_broken_connection()
-    _pass("due_tick", conf.due_tick_seconds, tick.promote)
+    _pass("due_tick", conf.due_tick_seconds, tick.promote, tick.expire_waits)
 
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
 def sweep(**_: Any) -> None:
-    """Take back lost leases, mend flags, send signals that were lost."""
+    """Take back lost leases, mend flags, deliver what is sent between threads, send signals that were lost."""
     _drop_broken_connection()
-    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair):
+    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair, deliver.batch):
         recover.signal()
 
 

@@ -1,34 +1,29 @@
 """`Context`: what a team's agent may do. Every verb with an effect is journalled and fenced by the claim."""
 
-import hashlib
-import json
-import logging
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, TypeVar, cast
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar, cast
 
-from django.db import InterfaceError, OperationalError, connection
-
+from mailbox_app import outcomes
 from mailbox_app.conf import conf
-from mailbox_app.errors import InvalidInput, Permanent, ReplayMismatch, Stop
+from mailbox_app.errors import InvalidInput, Stop, Suspended, Transient
 from mailbox_app.execution.contract import IncomingMessage
+from mailbox_app.execution.journal import Journal
 from mailbox_app.execution.live import LiveText
-from mailbox_app.models import JournalEntry, Kind, Message, Visibility
-from mailbox_app.operations import checkpoint, inputs
-from mailbox_app.operations.checkpoint import Record
-from mailbox_app.operations.ownership import Claim, refuse_transaction
-from mailbox_app.telemetry import observe
+from mailbox_app.models import Kind, Message, Visibility
+from mailbox_app.operations import checkpoint, deliver, inputs, waits
+from mailbox_app.operations.ownership import Claim
 
 Result = TypeVar("Result")
-Attempted = TypeVar("Attempted")
 
-_Slot = tuple[str, str, str, int]
-
-# The step whose function is running, in this thread: other threads of the agent may be in steps of their own.
-_step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
+# Of one call; what the run's counters add up to stays far below what their columns hold.
+_MOST_TOKENS = 10**12
+_MOST_STEPS = 10**6
+_MOST_MESSAGE = 2_000
+# As far ahead as a run may be scheduled.
+_LONGEST_SECONDS = 366 * 86_400
 
 
 class Context:
@@ -40,13 +35,10 @@ class Context:
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
-        self._thread = threading.get_ident()
-        self._uses: Counter[tuple[str, str, str]] = Counter()
-        self._counting = threading.Lock()
-        self._journal: dict[_Slot, JournalEntry] | None = None
-        # Set when a write may have won although its answer was lost.
-        self._must_look = False
-        self._stop: Stop | None = None
+        self._journal = Journal(claim)
+        # The last number a checkpoint of this activation has handed over; what was read past it is handed over again.
+        self._handed_over = 0
+        self._must_hand_over = claim.replays
         self._live = LiveText(claim)
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
         self.state: dict[str, Any] = claim.state
@@ -91,9 +83,9 @@ class Context:
 
     def history(self, limit: int = 50) -> list[IncomingMessage]:
         """The last `limit` messages of the thread before this turn's first input, oldest first."""
-        self._check()
+        self._journal.check()
         rows = Message.objects.filter(thread_id=self._claim.thread_id, seq__lt=self._claim.first_seq).committed()
-        latest = self._persist(lambda: list(rows.order_by("-seq")[: max(0, limit)]))
+        latest = self._journal.persist(lambda: list(rows.order_by("-seq")[: max(0, limit)]))
         return [IncomingMessage.of(row) for row in reversed(latest)]
 
     def step(
@@ -104,31 +96,22 @@ class Context:
         Arguments and result are JSON; other objects go into a closure. The function may run again after a crash that
         came before its record was committed, never after. Steps do not nest.
         """
-        entry = self._entry("step", name, key, [list(args), kwargs])
-        known = self._known(entry)
+        entry = self._journal.entry("step", name, key, [list(args), kwargs])
+        known = self._journal.known(entry)
         if known is not None:
             return cast(Result, known.result)
-        inside = _step.set(name)
-        try:
+        with self._journal.inside(entry):
             result = inputs.document(
                 f"result of step {name}", function(*args, **kwargs), most_bytes=conf.max_result_bytes
             )
-        except BaseException:
-            self._unuse(entry)
-            raise
-        finally:
-            _step.reset(inside)
-        self._check()
-        return cast(Result, self._effect(entry, checkpoint.record, result))
+        self._journal.check()
+        return cast(Result, self._journal.effect(entry, checkpoint.record, result))
 
     def say(self, content: Any, *, key: str | None = None) -> dict[str, Any]:
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
         said = inputs.messages([inputs.NewMessage(content=content, role="assistant")])[0].content
-        entry = self._entry("say", "message", key, said)
-        known = self._known(entry)
-        if known is not None:
-            return cast(dict[str, Any], known.result)
-        return cast(dict[str, Any], self._effect(entry, checkpoint.say, said))
+        entry = self._journal.entry("say", "message", key, said)
+        return cast(dict[str, Any], self._journal.once(entry, checkpoint.say, said))
 
     def emit(
         self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC
@@ -141,115 +124,131 @@ class Context:
         if key is not None:
             inputs.text("key", key)
         body = inputs.document("payload", {} if payload is None else payload, most_bytes=conf.max_metadata_bytes)
-        entry = self._entry("emit", kind, key, [body, visibility])
-        known = self._known(entry)
-        if known is not None:
-            return cast(dict[str, Any], known.result)
-        written = self._effect(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
+        entry = self._journal.entry("emit", kind, key, [body, visibility])
+        written = self._journal.once(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
         return cast(dict[str, Any], written)
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now. It is stored nowhere."""
-        self._check()
+        self._journal.check()
         if text:
             self._live.delta(text)
 
+    def usage(
+        self, *, input_tokens: int = 0, output_tokens: int = 0, steps: int = 1, key: str | None = None
+    ) -> dict[str, int]:
+        """Add to what the run has used, once; returns its totals: {"input_tokens", "output_tokens", "steps"}."""
+        used = {
+            "input_tokens": inputs.whole("input_tokens", input_tokens, least=0, most=_MOST_TOKENS),
+            "output_tokens": inputs.whole("output_tokens", output_tokens, least=0, most=_MOST_TOKENS),
+            "steps": inputs.whole("steps", steps, least=0, most=_MOST_STEPS),
+        }
+        entry = self._journal.entry("usage", "usage", key, used)
+        return cast(dict[str, int], self._journal.once(entry, checkpoint.usage, **used))
+
+    def send(
+        self,
+        content: Any,
+        *,
+        thread_id: uuid.UUID | str | None = None,
+        thread_key: str | None = None,
+        agent: str = "",
+        message_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Post a message to another thread of your scope, where a run will answer it: durable now, delivered once.
+
+        Name the thread by its id or by a key of yours, which makes it if it is missing. What you send to one thread
+        arrives in order. `message_id` is your own name for it, unique in the scope: the same id again with the same
+        content is the same message; left out, one is derived from this use. A delivery that is refused becomes the
+        event `DeliveryFailed` on your thread. Returns {"outbox_id", "thread_id", "message_id"}.
+        """
+        given = inputs.NewMessage(content=content, metadata=metadata or {}, sender=self.agent)
+        said = inputs.messages([given])[0]
+        target = inputs.identifier("thread_id", thread_id)
+        inputs.optional_text("thread_key", thread_key)
+        if (target is None) == (thread_key is None):
+            raise InvalidInput("thread_id", "contradiction", "give either thread_id or thread_key")
+        inputs.text("agent", agent, may_be_blank=True)
+        inputs.optional_text("message_id", message_id)
+        arguments = [said.content, dict(said.metadata), target and str(target), thread_key, agent, message_id]
+        entry = self._journal.entry("send", "message", key, arguments)
+        payload = {
+            "content": said.content,
+            "metadata": dict(said.metadata),
+            "role": said.role,
+            "sender": said.sender,
+            "agent": agent,
+            "message_id": message_id or self._journal.derived_id(entry),
+            "source_run_id": self.run_id,
+        }
+        sent = self._journal.once(entry, deliver.send, thread_id=target, thread_key=thread_key, payload=payload)
+        return cast(dict[str, Any], sent)
+
+    def suspend(
+        self,
+        reason: str,
+        *,
+        name: str = "",
+        seconds: float | None = None,
+        until: datetime | None = None,
+        message: str = "",
+        key: str | None = None,
+    ) -> Any:
+        """Wait for something, without a worker; returns the payload it came with.
+
+        It raises Suspended, which ends this activation: let it pass. Later the agent runs its turn from the top again,
+        and this call returns. `reason`: "external_event" or "manual_pause" wait for a resume of this `name`, until the
+        time given (neither: the setting `wait_ttl_seconds`), and then the run ends, stopped; "rate_limit" goes on by
+        itself at that time. `until` and `message` may differ from one call to the next, the rest may not.
+        """
+        inputs.choice("reason", reason, waits.REASONS)
+        inputs.text("name", name, may_be_blank=True)
+        inputs.text("message", message, most=_MOST_MESSAGE, may_be_blank=True)
+        inputs.instant("until", until)
+        if seconds is not None:
+            seconds = inputs.duration("seconds", seconds, most=_LONGEST_SECONDS)
+        given = [limit for limit in (seconds, until) if limit is not None]
+        if len(given) == 2 or (reason == waits.RATE_LIMIT and not given):
+            raise InvalidInput("seconds", "contradiction", f"{reason}: give either seconds or until")
+        entry = self._journal.entry("suspend", name or reason, key, [reason, name, seconds])
+        known = self._journal.known(entry)
+        if known is not None:
+            return known.result
+        slot = {field: value for field, value in asdict(entry).items() if field != "verb"}
+        wait = outcomes.Suspended(reason=reason, name=name, message=message, seconds=seconds, until=until, entry=slot)
+        self._journal.stop_with(Suspended(f"run {self.run_id} waits: {reason}", wait=wait))
+        return self._journal.check()
+
+    def retry_after(self, seconds: float, message: str = "") -> NoReturn:
+        """End this activation and have it tried again after that time (at most a week). It uses up an attempt."""
+        raise Transient(message or f"again in {seconds} s", retry_after=seconds)
+
     def checkpoint(self) -> list[IncomingMessage]:
-        """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first."""
-        self._check()
-        arrived = self._persist(lambda: self._fenced(checkpoint.reach))
+        """Stop here if the run was cancelled; returns what arrived for it to read at this step, oldest first.
+
+        Messages that checkpoints of this turn had read before it was run again are handed over by the first one.
+        """
+        self._journal.check()
+        arrived = self._journal.persist(self._reach)
+        if arrived:
+            self._handed_over = arrived[-1].seq or 0
+        self._must_hand_over = False
         return [IncomingMessage.of(message) for message in arrived]
+
+    def _reach(self) -> list[Message]:
+        again = {"after_seq": self._handed_over} if self._must_hand_over else {}
+        # Until it is answered, its COMMIT may have won.
+        self._must_hand_over = True
+        reached: list[Message] = self._journal.fenced(checkpoint.reach, **again)
+        return reached
 
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""
-        if self._stop is None:
-            self._stop = stop
+        self._journal.stop_with(stop)
 
     @property
     def stop(self) -> Stop | None:
-        """What ended this activation from outside, if anything did."""
-        return self._stop
-
-    def _check(self) -> None:
-        if self._stop is not None:
-            raise self._stop
-
-    def _fenced(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return operation(self._claim, *args, **kwargs)
-        except Stop as stop:
-            self.stop_with(stop)
-            raise
-
-    def _effect(self, entry: Record, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Write an effect with its record, once: after a broken connection it is looked for before another try."""
-
-        def write() -> Any:
-            if self._must_look:
-                known = self._known(entry)
-                if known is not None:
-                    return known.result
-            try:
-                return self._fenced(operation, entry, *args, **kwargs)
-            except (OperationalError, InterfaceError):
-                # The COMMIT may have won.
-                self._journal, self._must_look = None, True
-                raise
-
-        try:
-            return self._persist(write)
-        except BaseException:
-            self._unuse(entry)
-            raise
-
-    def _persist(self, attempt: Callable[[], Attempted]) -> Attempted:
-        """Call it again after a broken connection, while the lease may last: a database hiccup costs no attempt."""
-        give_up_at = time.monotonic() + conf.lease_seconds
-        pause = 0.05
-        while True:
-            self._check()
-            try:
-                return attempt()
-            except (OperationalError, InterfaceError) as error:
-                if connection.in_atomic_block or time.monotonic() >= give_up_at:
-                    raise
-                facts = {"run_id": self._claim.run_id, "error": type(error).__name__}
-                observe("verb.retried", level=logging.WARNING, **facts)
-                connection.close()
-                time.sleep(pause)
-                pause = min(2 * pause, 2.0)
-
-    def _unuse(self, entry: Record) -> None:
-        """Take a use back that left no record: an agent that tries again must find the same use when it is replayed."""
-        with self._counting:
-            self._uses[(entry.verb, entry.name, entry.key)] -= 1
-
-    def _entry(self, verb: str, name: str, key: str | None, arguments: Any) -> Record:
-        """The journal's name for this use of a verb; refused here, before any effect, if it cannot have one."""
-        self._check()
-        refuse_transaction()
-        inputs.text(f"name of a {verb}", name)
-        if _step.get() is not None:
-            raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")
-        if key is None and threading.get_ident() != self._thread:
-            raise Permanent(f"{verb} {name!r} was called from another thread than the agent's own and needs a key=")
-        hashed = inputs.document(f"arguments of {verb} {name}", arguments, most_bytes=conf.max_result_bytes)
-        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-        with self._counting:
-            self._uses[(verb, name, key or "")] += 1
-            n = self._uses[(verb, name, key or "")]
-        return Record(verb=verb, name=name, key=key or "", n=n, arguments_hash=digest)
-
-    def _known(self, entry: Record) -> JournalEntry | None:
-        if self._journal is None:
-            rows: list[JournalEntry] = []
-            if self._claim.replays or self._must_look:
-                journal = JournalEntry.objects.of_turn(self._claim.run_id, self._claim.turn)
-                rows = self._persist(lambda: list(journal))
-            self._journal = {(row.verb, row.name, row.key, row.n): row for row in rows}
-        known = self._journal.get((entry.verb, entry.name, entry.key, entry.n))
-        if known is not None and known.arguments_hash != entry.arguments_hash:
-            raise ReplayMismatch(
-                f"use {entry.n} of {entry.verb} {entry.name!r} was journalled with other arguments than these"
-            )
-        return known
+        """What ended this activation, if anything did."""
+        return self._journal.stop

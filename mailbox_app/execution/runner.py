@@ -14,9 +14,9 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection
 
-from mailbox_app import catalogue, tracing
+from mailbox_app import catalogue, outcomes, tracing
 from mailbox_app.conf import conf
-from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, TimedOut
+from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, Suspended, TimedOut
 from mailbox_app.execution.context import Context
 from mailbox_app.execution.contract import outcome_of
 from mailbox_app.execution.lease import LeaseKeeper
@@ -30,7 +30,16 @@ _HARD_LIMIT_GRACE_SECONDS = 5.0
 
 
 def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
-    """Execute a claimed dispatch to its end. Returns also when the lease was lost: then nothing more is written.
+    """Execute a claimed dispatch to its end, turn by turn."""
+    turn: Claim | None = claim
+    while turn is not None:
+        turn = run_turn(turn, keeper=keeper, own_process=own_process)
+
+
+def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> Claim | None:
+    """Execute one turn, and return the next one's claim if it is followed by one.
+
+    Returns also when the lease was lost: then nothing more is written.
 
     `own_process`: this process runs one agent at a time and may be killed (prefork); its time limit is enforced. A
     thread cannot be killed: a run past its limit is settled without it, and its verbs raise from then on.
@@ -50,7 +59,7 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
             context.stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit:g} s"))
             try:
                 message = f"ran past its limit of {limit:g} s"
-                has_settled = _settle(claim, Retry(code=TimedOut.code, message=message))
+                has_settled, _ = _settle(claim, Retry(code=TimedOut.code, message=message))
                 observe("run.timed_out", level=logging.WARNING, **ids, agent=claim.agent, seconds=limit)
             finally:
                 connection.close()
@@ -69,8 +78,7 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
         with ending:
             has_ended = True
             outcome = _judged(agent_outcome, context)
-            if outcome is not None:
-                _settle(claim, outcome)
+            _, following = (False, None) if outcome is None else _settle(claim, outcome)
     observe(
         "run.executed",
         run_id=claim.run_id,
@@ -81,6 +89,7 @@ def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
         outcome=type(outcome).__name__.lower() if outcome else "lease_lost",
         seconds=round(time.monotonic() - started, 4),
     )
+    return following
 
 
 def _execute(claim: Claim, context: Context) -> Outcome:
@@ -113,6 +122,9 @@ def _judged(outcome: Outcome, context: Context) -> Outcome | None:
     """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
     if context.stop is None:
         return outcome
+    if isinstance(context.stop, Suspended):
+        wait: Outcome = context.stop.wait
+        return wait
     return Stopped() if isinstance(context.stop, Cancelled) else None
 
 
@@ -130,8 +142,10 @@ def _finished(output: object, context: Context) -> Outcome:
         return Failed(code="invalid_output", message=error.message)
 
 
-def _settle(claim: Claim, outcome: Outcome) -> bool:
-    """Tell the database, again and again while the lease may last; whether the claim was still ours to settle.
+def _settle(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
+    """Tell the database, again and again while the lease may last.
+
+    Returns whether the claim was still ours to settle, and the next turn's claim if there is one.
 
     A settle that already won, but whose answer was lost with the connection, recognises itself.
     """
@@ -139,8 +153,7 @@ def _settle(claim: Claim, outcome: Outcome) -> bool:
     pause = 0.05
     while True:
         try:
-            _tell(claim, outcome)
-            return True
+            return True, _tell(claim, outcome)
         except LeaseLost:
             observe(
                 "settle.refused",
@@ -148,7 +161,7 @@ def _settle(claim: Claim, outcome: Outcome) -> bool:
                 dispatch_id=claim.dispatch_id,
                 outcome=type(outcome).__name__.lower(),
             )
-            return False
+            return False, None
         except (OperationalError, InterfaceError) as error:
             if time.monotonic() >= give_up_at:
                 raise
@@ -158,10 +171,12 @@ def _settle(claim: Claim, outcome: Outcome) -> bool:
             pause = min(2 * pause, 2.0)
 
 
-def _tell(claim: Claim, outcome: Outcome) -> None:
+def _tell(claim: Claim, outcome: Outcome) -> Claim | None:
     match outcome:
         case Finished():
-            settle.complete(claim, output=outcome.output, state=outcome.state)
+            return settle.complete(claim, output=outcome.output, state=outcome.state)
+        case outcomes.Suspended():
+            settle.suspend(claim, outcome)
         case Retry():
             settle.nack(
                 claim, code=outcome.code, message=outcome.message, detail=outcome.detail, retry_after=outcome.after
@@ -170,6 +185,7 @@ def _tell(claim: Claim, outcome: Outcome) -> None:
             settle.dead_letter(claim, code=outcome.code, message=outcome.message, detail=outcome.detail)
         case Stopped():
             settle.stopped(claim)
+    return None
 
 
 @contextmanager

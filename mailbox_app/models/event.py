@@ -17,14 +17,21 @@ class Kind(models.TextChoices):
     RUN_STARTED = "RunStarted"
     RUN_RESUMED = "RunResumed"
     RUN_RESCHEDULED = "RunRescheduled"
+    RUN_SUSPENDED = "RunSuspended"
+    TURN_STARTED = "TurnStarted"
     MESSAGE_COMMITTED = "MessageCommitted"
+    MESSAGE_RETRACTED = "MessageRetracted"
+    MESSAGE_REQUEUED = "MessageRequeued"
+    DELIVERY_FAILED = "DeliveryFailed"
     RUN_FINISHED = "RunFinished"
     RUN_ERRORED = "RunErrored"
     RUN_CANCELLED = "RunCancelled"
+    # Stopped by a rule: a wait that nobody ended in time.
+    RUN_TERMINATED = "RunTerminated"
 
 
 # After one of these a run says nothing more.
-TERMINAL_KINDS = (Kind.RUN_FINISHED, Kind.RUN_ERRORED, Kind.RUN_CANCELLED)
+TERMINAL_KINDS = (Kind.RUN_FINISHED, Kind.RUN_ERRORED, Kind.RUN_CANCELLED, Kind.RUN_TERMINATED)
 
 
 class EventQuerySet(models.QuerySet["Event"]):

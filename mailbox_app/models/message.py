@@ -128,6 +128,12 @@ class Message(Moving):
                 condition=Q(state=MessageState.PENDING),
                 name="message_pending",
             ),
+            # Nothing overtakes a barrier, whoever reads it: each look asks for those of its thread.
+            models.Index(
+                fields=["thread", "position", "id"],
+                condition=Q(state=MessageState.PENDING, barrier=True),
+                name="message_barrier",
+            ),
             models.Index(fields=["run", "read_turn", "seq"], name="message_of_run"),
         ]
 

@@ -50,7 +50,16 @@ class Outbox(Moving):
             ),
         ]
         indexes = [
-            models.Index(fields=["available_at", "id"], condition=Q(status=OutboxStatus.PENDING), name="outbox_pending")
+            models.Index(
+                fields=["available_at", "id"], condition=Q(status=OutboxStatus.PENDING), name="outbox_pending"
+            ),
+            # What stands in front of a row: only what is pending.
+            models.Index(
+                fields=["source_thread", "target_thread_id", "order"],
+                condition=Q(status=OutboxStatus.PENDING),
+                name="outbox_in_order",
+            ),
+            models.Index(fields=["completed_at", "id"], condition=Q(completed_at__isnull=False), name="outbox_ended"),
         ]
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from mailbox_app.models.base import Moving, MovingQuerySet, iff, not_blank, uuid7
 from mailbox_app.models.thread import Thread
@@ -39,6 +40,10 @@ class RunQuerySet(MovingQuerySet["Run"]):
 
     def done(self) -> "RunQuerySet":
         return self.filter(status=RunStatus.DONE)
+
+    def overdue(self) -> "RunQuerySet":
+        """Runs that wait, and should have stopped waiting by now, by the database's clock."""
+        return self.filter(status=RunStatus.WAITING, wait_until__lte=Now())
 
     def not_done(self) -> "RunQuerySet":
         return self.exclude(status=RunStatus.DONE)

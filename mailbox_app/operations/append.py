@@ -1,18 +1,30 @@
 """Add messages to a fenced thread: pending ones that some run will read, or what a run itself said."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from mailbox_app.models import Message, Role, Run, Thread
+from mailbox_app.models import Boundary, Message, Role, Run, Thread, uuid7
 from mailbox_app.operations import emit
 from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.states import MessageState
 
 
-def pending(*, thread: Thread, run: Run | None, messages: Sequence[NewMessage]) -> list[Message]:
-    """Add pending messages at the thread's end, owned by the run (None: read by whoever comes)."""
+def pending(
+    *,
+    thread: Thread,
+    run: Run | None,
+    messages: Sequence[NewMessage],
+    boundary: Boundary = Boundary.NEW_RUN,
+    ids: Sequence[uuid.UUID] = (),
+) -> list[Message]:
+    """Add pending messages at the thread's end, owned by the run (None: read by whoever comes).
+
+    `ids`: those the messages get, in their order; left out: new ones.
+    """
     appended = [
         Message(
+            id=pk,
             scope=thread.scope,
             thread=thread,
             run=run,
@@ -23,8 +35,9 @@ def pending(*, thread: Thread, run: Run | None, messages: Sequence[NewMessage]) 
             sender=given.sender,
             visibility=given.visibility,
             position=thread.take_order(),
+            boundary=boundary,
         )
-        for given in messages
+        for given, pk in zip(messages, ids or [uuid7() for _ in messages], strict=True)
     ]
     for message in appended:
         thread.insert(message)

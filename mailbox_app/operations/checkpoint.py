@@ -3,13 +3,17 @@
 Each function is one transaction and raises LeaseLost, having written nothing, when the claim has been lost.
 """
 
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import transaction
+
 from mailbox_app.errors import Cancelled
-from mailbox_app.models import Boundary, JournalEntry, Message, Run
-from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, owned
+from mailbox_app.models import Boundary, JournalEntry, Message, Outbox, OutboxKind, Run, Thread
+from mailbox_app.operations import append, emit, freeze, reread
+from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +27,21 @@ class Record:
     arguments_hash: str
 
 
-def reach(claim: Claim) -> list[Message]:
-    """Read what arrived for the run at its next step. Raises Cancelled when somebody asked it to stop."""
+def reach(claim: Claim, *, after_seq: int | None = None) -> list[Message]:
+    """Read what arrived for the run at its next step. Raises Cancelled when somebody asked it to stop.
+
+    `after_seq`: hand over, in front of it, what checkpoints of this turn have read past that number before, in an
+    earlier activation or in a try whose answer was lost.
+    """
     with owned(claim) as (thread, dispatch):
         if dispatch.cancel_requested_at is not None:
             raise Cancelled(f"run {claim.run_id} was cancelled")
-        return freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=dispatch.run)
+        run = dispatch.run
+        before = [] if after_seq is None else reread.at_checkpoints(run, after_seq=after_seq)
+        arrived = freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=run)
+        if arrived:
+            thread.change(run, input=freeze.input_of(run, arrived))
+    return [*before, *arrived]
 
 
 def record(claim: Claim, entry: Record, result: Any) -> Any:
@@ -36,18 +49,19 @@ def record(claim: Claim, entry: Record, result: Any) -> Any:
 
     jsonb has an order of keys and a spelling of numbers of its own: code must not see other ones the first time.
     """
-    with owned(claim) as (_, dispatch):
-        written = _write(dispatch.run, claim, entry, result)
-        return JournalEntry.objects.values_list("result", flat=True).get(pk=written.pk)
+    with owned(claim) as (thread, dispatch):
+        _journal(thread, dispatch.run, claim, entry, result)
+        thread.flush()
+        slot = {"verb": entry.verb, "name": entry.name, "key": entry.key, "n": entry.n}
+        return JournalEntry.objects.of_turn(claim.run_id, claim.turn).values_list("result", flat=True).get(**slot)
 
 
 def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
     """Append an assistant message, with its journal entry and its event; returns {"message_id", "seq"}."""
     with owned(claim) as (thread, dispatch):
         message = append.produced(thread=thread, run=dispatch.run, content=content)
-        result = {"message_id": str(message.pk), "seq": message.seq}
-        _write(dispatch.run, claim, entry, result)
-    return result
+        facts = {"message_id": str(message.pk), "seq": message.seq}
+        return _effect(thread, dispatch.run, claim, entry, facts)
 
 
 def emit_event(
@@ -64,19 +78,64 @@ def emit_event(
                 thread, dispatch.run, kind, payload, dispatch=dispatch, key=key, visibility=visibility
             )
             known = event.cursor
-        result = {"cursor": known}
-        _write(dispatch.run, claim, entry, result)
-    return result
+        return _effect(thread, dispatch.run, claim, entry, {"cursor": known})
 
 
-def _write(run: Run, claim: Claim, entry: Record, result: Any) -> JournalEntry:
-    return JournalEntry.objects.create(
-        run=run,
-        turn=claim.turn,
-        verb=entry.verb,
-        name=entry.name,
-        key=entry.key,
-        n=entry.n,
-        arguments_hash=entry.arguments_hash,
-        result=result,
+def usage(claim: Claim, entry: Record, *, input_tokens: int, output_tokens: int, steps: int) -> dict[str, int]:
+    """Add to what the run has used, with the journal entry; returns its totals so far."""
+    with owned(claim) as (thread, dispatch):
+        run = dispatch.run
+        used = {
+            "input_tokens": run.input_tokens + input_tokens,
+            "output_tokens": run.output_tokens + output_tokens,
+            "steps": run.steps + steps,
+        }
+        thread.change(run, **used)
+        return _effect(thread, run, claim, entry, used)
+
+
+def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payload: dict[str, Any]) -> dict[str, Any]:
+    """Write down a message to another thread, with its journal entry; returns {"outbox_id", "thread_id", "message_id"}.
+
+    It is delivered under the other thread's fence, later, in the order of these rows. `target` finds that thread, or
+    makes it, in this transaction: before the fence, because it may wait for who makes it at the same time.
+    """
+    refuse_transaction()
+    with transaction.atomic():
+        target_id = target()
+        with proved(claim) as (thread, dispatch):
+            row = Outbox(
+                source_thread=thread,
+                target_thread_id=target_id,
+                kind=OutboxKind.MESSAGE,
+                order=thread.take_order(),
+                available_at=thread.locked_at,
+                payload=payload,
+            )
+            thread.insert(row)
+            names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
+            facts = {name: str(value) for name, value in names.items()}
+            return _effect(thread, dispatch.run, claim, entry, facts)
+
+
+def _journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> None:
+    """Have the fence write the record of a completed effect."""
+    thread.insert(
+        JournalEntry(
+            run=run,
+            turn=claim.turn,
+            verb=entry.verb,
+            name=entry.name,
+            key=entry.key,
+            n=entry.n,
+            arguments_hash=entry.arguments_hash,
+            result=result,
+        )
     )
+
+
+def _effect(thread: Thread, run: Run, claim: Claim, entry: Record, facts: dict[str, Any]) -> dict[str, Any]:
+    """Journal what a verb tells of its effect; returns it as a replay will read it: jsonb puts shorter names first."""
+    result = {name: facts[name] for name in sorted(facts, key=lambda name: (len(name), name))}
+    _journal(thread, run, claim, entry, result)
+    return result

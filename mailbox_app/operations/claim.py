@@ -11,7 +11,18 @@ from django.db import InterfaceError, OperationalError, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, Run, Thread, ask, columns, loader, read
+from mailbox_app.models import (
+    UNCLAIMED,
+    Boundary,
+    Dispatch,
+    Kind,
+    Run,
+    Thread,
+    ask,
+    columns,
+    loader,
+    read,
+)
 from mailbox_app.operations import candidates, emit, freeze, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
@@ -205,7 +216,11 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
             return None
         move, kind, code_version = START, Kind.RUN_STARTED, catalogue.version_of(run.agent)
         version_key = catalogue.version_key(code_version)
-        started = {"started_at": thread.locked_at, "input": _input(messages), "state": _inherited(thread, run)}
+        started = {
+            "started_at": thread.locked_at,
+            "input": freeze.input_of(run, messages),
+            "state": _inherited(thread, run),
+        }
         started["code_version"] = code_version
     else:
         messages = reread.turn(run)
@@ -229,7 +244,7 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
     if move is START:
         thread.move(run, START, **started)
     elif move is RESUME:
-        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None)
+        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None, termination=None)
     attempt = 1 + dispatch.attempt_count + dispatch.lost_count
     emit.of_dispatch(
         thread, kind, dispatch, attempt=attempt, turn=run.turn, **({"input": run.input} if move is START else {})
@@ -262,14 +277,6 @@ def _inherited(thread: Thread, run: Run) -> dict[str, Any]:
     if run.replay_of_id is not None or thread.state_run_id is None:
         return dict(run.state)
     return dict(Run.objects.values_list("state", flat=True).filter(pk=thread.state_run_id).first() or {})
-
-
-def _input(messages: Sequence[Message]) -> dict[str, Any]:
-    return {
-        "from_seq": messages[0].seq,
-        "to_seq": messages[-1].seq,
-        "message_ids": [str(message.pk) for message in messages],
-    }
 
 
 def _drop(thread: Thread, dispatch: Dispatch) -> None:

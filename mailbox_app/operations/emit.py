@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread, Visibility
+from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread, Visibility
 from mailbox_app.telemetry import observe_on_commit
 
 # Beside `Kind`: what people did to a thread, a run or a dead letter.
@@ -96,6 +96,55 @@ def message_committed(thread: Thread, message: Message, run: Run) -> Event:
                 "content": message.content,
             },
             correlation_id=str(run.pk),
+        )
+    )
+
+
+def message_requeued(thread: Thread, message: Message, *, ended: Run, run: Run) -> Event:
+    """A message that the run which has ended did not read will be read by another run."""
+    return thread.record(
+        Event(
+            run_id=ended.pk,
+            kind=Kind.MESSAGE_REQUEUED,
+            visibility=message.visibility,
+            payload={"thread_id": str(thread.pk), "message_id": str(message.pk), "run_id": str(run.pk)},
+            correlation_id=str(ended.pk),
+        )
+    )
+
+
+def message_retracted(thread: Thread, message: Message, run: Run) -> Event:
+    """A message will never be read."""
+    return thread.record(
+        Event(
+            run_id=run.pk,
+            kind=Kind.MESSAGE_RETRACTED,
+            visibility=message.visibility,
+            payload={
+                "thread_id": str(thread.pk),
+                "message_id": str(message.pk),
+                "reason": message.retract_reason,
+            },
+            correlation_id=str(run.pk),
+        )
+    )
+
+
+def delivery_failed(thread: Thread, row: Outbox, *, code: str, message: str) -> Event:
+    """What was sent from this thread to another one will not arrive."""
+    return thread.record(
+        Event(
+            run_id=row.payload.get("source_run_id"),
+            kind=Kind.DELIVERY_FAILED,
+            payload={
+                "thread_id": str(thread.pk),
+                "outbox_id": str(row.pk),
+                "target_thread_id": str(row.target_thread_id),
+                "message_id": row.payload.get("message_id"),
+                "attempt_count": row.attempt_count,
+                "error": {"code": code, "message": message},
+            },
+            correlation_id=str(row.pk),
         )
     )
 

@@ -98,6 +98,15 @@ def whole(name: str, value: Any, *, least: int, most: int) -> int:
     return value
 
 
+def duration(name: str, value: Any, *, most: float) -> float:
+    """A number of seconds, from 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidInput(name, "not_a_number", f"{name} must be a number of seconds, not {value!r:.50}")
+    if not 0 <= value <= most:
+        raise InvalidInput(name, "out_of_range", f"{name} must be from 0 to {most}, not {value}")
+    return float(value)
+
+
 def instant(name: str, value: Any) -> datetime | None:
     """A time with a zone, or None."""
     if value is None:

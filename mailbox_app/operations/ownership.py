@@ -12,7 +12,7 @@ from django.db import transaction
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
 from mailbox_app.models.ready import HEADS
-from mailbox_app.states import DispatchStatus
+from mailbox_app.states import DispatchStatus, RunStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
 _HELD = """
@@ -22,10 +22,19 @@ _HELD = """
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
 
-
-# The same, and what else is queued on its thread: who ends the claim has to judge the thread's flag.
-_HELD_AND_HEADS = f"""
-    SELECT {{columns}}, heads.*
+# The same, and what a completion asks besides: is there anything before the run that it has not read (what
+# `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
+_ENDING = f"""
+    SELECT {{columns}}, EXISTS (
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id = dispatch.run_id AND NOT held
+    ) OR EXISTS (
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id IS NULL AND NOT held
+    ) OR EXISTS (
+        SELECT FROM mailbox_message
+        WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND NOT held
+    ), heads.*
     FROM mailbox_dispatch AS dispatch
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
     LEFT JOIN LATERAL ({HEADS}) AS heads ON TRUE
@@ -71,9 +80,17 @@ def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
     was recorded could be rolled back.
     """
     refuse_transaction()
+    with proved(claim) as held:
+        yield held
+
+
+@contextmanager
+def proved(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
+    """`owned`, in a transaction of our own that has written something already: it is rolled back with the rest."""
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = find(claim)
-        if dispatch is None:
+        # What a turn left running when it ended has no say in the next one.
+        if dispatch is None or dispatch.run.turn != claim.turn:
             raise lost(claim)
         yield thread, dispatch
 
@@ -86,14 +103,15 @@ def find(claim: Claim) -> Dispatch | None:
     return dispatch
 
 
-def find_with_heads(claim: Claim) -> tuple[Dispatch | None, list[tuple[Any, ...]]]:
-    """The same, and the rows with which `Thread.judge` judges the thread once the run is done."""
+def find_ending(claim: Claim) -> tuple[Dispatch | None, bool, list[tuple[Any, ...]]]:
+    """The same; whether it has left anything unread; and the rows with which `Thread.judge` judges its thread."""
     width = len(loader(Run).names)
-    dispatch, heads = None, []
-    for dispatch, *rest in _look(claim, _HELD_AND_HEADS):
+    dispatch, has_unread, heads = None, False, []
+    for dispatch, *rest in _look(claim, _ENDING):
         dispatch.run = loader(Run)(rest[:width])
-        heads.append(tuple(rest[width:]))
-    return dispatch, [head for head in heads if head[0] is not None]
+        has_unread = rest[width]
+        heads.append(tuple(rest[width + 1 :]))
+    return dispatch, has_unread, [head for head in heads if head[0] is not None]
 
 
 def _look(claim: Claim, sql: str) -> list[Any]:
@@ -112,9 +130,13 @@ def _is_testcase() -> bool:
     return all(getattr(block, "_from_testcase", False) for block in transaction.get_connection().atomic_blocks)
 
 
-def has_ended(claim: Claim, *ends: DispatchStatus) -> bool:
-    """Whether this very claim has already ended in one of these ways: its own COMMIT won and the answer was lost."""
-    return Dispatch.objects.filter(pk=claim.dispatch_id, instance_id=claim.token, status__in=ends).exists()
+def has_ended(claim: Claim, *ends: DispatchStatus, run_status: RunStatus | None = None) -> bool:
+    """Whether this very claim has already ended in one of these ways: its own COMMIT won and the answer was lost.
+
+    `run_status`: what it must have made of the run.
+    """
+    ended = Dispatch.objects.filter(pk=claim.dispatch_id, instance_id=claim.token, status__in=ends)
+    return (ended if run_status is None else ended.filter(run_status=run_status)).exists()
 
 
 def lost(claim: Claim) -> LeaseLost:

@@ -19,12 +19,12 @@ from mailbox_app.models import (
     Thread,
     Ticket,
 )
-from mailbox_app.states import DispatchStatus
+from mailbox_app.states import DispatchStatus, OutboxStatus
 
 
 def batch() -> int:
     """Delete up to one batch of each kind of row; returns how many went."""
-    return _dispatches() + _events() + _threads() + _idempotency_keys() + _registrations()
+    return _dispatches() + _events() + _outbox() + _threads() + _idempotency_keys() + _registrations()
 
 
 def _dispatches() -> int:
@@ -55,6 +55,15 @@ def _events() -> int:
                 thread.pruned_cursor = max(thread.pruned_cursor, row["last"])
                 pruned += gone
     return pruned
+
+
+def _outbox() -> int:
+    """What was delivered; what was given up stays as long as a dead letter."""
+    delivered = Outbox.objects.filter(status=OutboxStatus.DELIVERED)
+    old = delivered.filter(completed_at__lt=_ago(conf.outbox_retention_seconds))
+    dead = Outbox.objects.filter(status=OutboxStatus.DEAD_LETTER)
+    given_up = dead.filter(completed_at__lt=_ago(conf.dead_letter_retention_seconds))
+    return _delete(old.order_by("completed_at", "id")) + _delete(given_up.order_by("completed_at", "id"))
 
 
 def _threads() -> int:

@@ -1,4 +1,4 @@
-"""End an activation: complete it, hand it back for another attempt, or bury it. Each is one transaction.
+"""End an activation: complete it, let it wait, hand it back for another attempt, or bury it. Each is one transaction.
 
 Every function takes the worker's claim and raises LeaseLost, having written nothing, when its token no longer owns the
 dispatch. A settle whose COMMIT was answered by a broken connection may be called again: the dispatch's `instance_id`
@@ -6,34 +6,76 @@ tells it that it had won.
 """
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, TerminationType, Thread
-from mailbox_app.operations import append, emit, freeze
-from mailbox_app.operations.ownership import Claim, find, find_with_heads, has_ended, lost
-from mailbox_app.states import ACK, DEAD_LETTER, FINISH, NACK, STOP, DispatchStatus, RunStatus
+from mailbox_app.models import (
+    UNCLAIMED,
+    Boundary,
+    Dispatch,
+    Kind,
+    Message,
+    ReadAt,
+    Run,
+    TerminationType,
+    Thread,
+)
+from mailbox_app.operations import append, emit, enqueue, freeze, waits
+from mailbox_app.operations.ownership import Claim, find, find_ending, has_ended, lost
+from mailbox_app.outcomes import Suspended
+from mailbox_app.states import (
+    ACK,
+    DEAD_LETTER,
+    END_WAIT,
+    FINISH,
+    NACK,
+    RETRACT,
+    STOP,
+    SUSPEND,
+    DispatchStatus,
+    MessageState,
+    RunStatus,
+)
 
 # After the 8th failure the backoff grows no more: 2^7 of the first delay.
 _MOST_DOUBLINGS = 7
 
 
-def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> None:
-    """The agent returned: record its output, end the run, free the thread.
+def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> Claim | None:
+    """The agent returned: record its output and end the run, or begin its next turn with what it may read now.
 
-    1. prove the claim and ack its dispatch; 2. a text becomes an assistant message; 3. the run is done; 4. events.
-    A cancellation that came while the agent was finishing came too late: the completion stands.
+    1. prove the claim; 2. a text becomes an assistant message; 3. look for input; 4. there is some: save the state,
+    count the turn up and freeze the input: dispatch, run and claim stay, attempts begin anew; returns the claim of that
+    turn. Else 5. ack the dispatch, end the run, free the thread, record how it ended; returns None.
+
+    A cancellation that came while the agent was finishing came too late: the completion stands, but no turn follows.
+    None does after `max_turns`, either. What the run has not read then gets a run of its own.
     """
-    termination = {"type": TerminationType.NATURAL_END}
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch, heads = find_with_heads(claim)
+        dispatch, has_unread, heads = find_ending(claim)
+        if dispatch is not None and dispatch.run.turn == claim.turn + 1:
+            # Its COMMIT won and the answer was lost.
+            return _claim_of_turn(claim, dispatch, list(Message.objects.read_in(claim.run_id, claim.turn + 1)))
+        dispatch = _held(claim, dispatch, DispatchStatus.ACKED, run_status=RunStatus.DONE)
         if dispatch is None:
-            if has_ended(claim, DispatchStatus.ACKED):
-                return
-            raise lost(claim)
+            return None
         run = dispatch.run
+        message_ids = list(run.output.get("message_ids", ()))
+        if isinstance(output, str) and output.strip():
+            message_ids.append(str(append.produced(thread=thread, run=run, content=output).pk))
+        saved = {"state": claim.state if state is None else state, "output": {"message_ids": message_ids}}
+        if saved["state"] or thread.state_run_id is not None:
+            thread.state_run_id = run.pk
+        unread = freeze.unread(thread=thread, run=run) if has_unread else []
+        if run.turn < conf.max_turns and dispatch.cancel_requested_at is None:
+            taken = freeze.select(unread, boundary=Boundary.ON_NATURAL_END, run=run)
+            if taken:
+                return _next_turn(thread, claim, dispatch, taken, saved)
+        termination = {"type": TerminationType.NATURAL_END}
         thread.move(
             dispatch,
             ACK,
@@ -43,23 +85,31 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
             response=output,
             **UNCLAIMED,
         )
-        produced = []
-        if isinstance(output, str) and output.strip():
-            produced.append(append.produced(thread=thread, run=run, content=output))
-        end_state = claim.state if state is None else state
-        if end_state or thread.state_run_id is not None:
-            thread.state_run_id = run.pk
-        _end_run(
-            thread,
-            dispatch,
-            Kind.RUN_FINISHED,
-            termination=termination,
-            final_output=output,
-            state=end_state,
-            output={"message_ids": [str(message.pk) for message in produced]},
-        )
-        # What is queued on the thread is as it was: one look fewer.
-        thread.judge(heads)
+        _end_run(thread, dispatch, Kind.RUN_FINISHED, unread, termination=termination, final_output=output, **saved)
+        if not unread:
+            # What is queued on the thread is as it was: one look fewer.
+            thread.judge(heads)
+    hints.tell(thread)
+    return None
+
+
+def suspend(claim: Claim, wait: Suspended) -> None:
+    """The agent waits for somebody or something: ack its dispatch and free its worker; the run keeps its thread.
+
+    1. prove the claim and ack its dispatch; 2. the run waits, and says for what; 3. what it waits for is there already
+    (a resume of that name), or comes by itself (a rate limit ends): record it, and queue the dispatch that goes on.
+    A run that somebody asked to cancel does not wait.
+    """
+    with Thread.objects.fence(claim.thread_id) as thread:
+        if has_ended(claim, DispatchStatus.ACKED, run_status=RunStatus.WAITING):
+            return
+        dispatch = _held(claim, find(claim), DispatchStatus.CANCELLED)
+        if dispatch is None:
+            return
+        if dispatch.cancel_requested_at is not None:
+            cancel(thread, dispatch)
+        else:
+            _wait(thread, dispatch, wait)
     hints.tell(thread)
 
 
@@ -70,7 +120,9 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
     backoff. A run that somebody asked to cancel is not tried again.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, DispatchStatus.QUEUED, DispatchStatus.DEAD_LETTER, DispatchStatus.CANCELLED)
+        dispatch = _held(
+            claim, find(claim), DispatchStatus.QUEUED, DispatchStatus.DEAD_LETTER, DispatchStatus.CANCELLED
+        )
         if dispatch is None:
             return
         if dispatch.cancel_requested_at is not None:
@@ -104,7 +156,7 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
 def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> None:
     """The activation failed for good: bury it, with the error on dispatch and run."""
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, DispatchStatus.DEAD_LETTER)
+        dispatch = _held(claim, find(claim), DispatchStatus.DEAD_LETTER)
         if dispatch is None:
             return
         # A failure uses an attempt, also the one that ends it.
@@ -116,7 +168,7 @@ def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> N
 def stopped(claim: Claim) -> None:
     """The agent noticed that its run was cancelled."""
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, DispatchStatus.CANCELLED)
+        dispatch = _held(claim, find(claim), DispatchStatus.CANCELLED)
         if dispatch is None:
             return
         cancel(thread, dispatch)
@@ -126,10 +178,12 @@ def stopped(claim: Claim) -> None:
 def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:
     """Make a claimed dispatch a dead letter and end its run with the error; under the fence.
 
-    Input the run has not read is frozen first, so that a replay reads what this run would have.
+    Its own input that it has not read is frozen first, so that a replay reads it.
     """
     run = dispatch.run
-    freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
+    unread = freeze.unread(thread=thread, run=run)
+    own = [message for message in unread if message.run_id == run.pk]
+    freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
     error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
     thread.move(
         dispatch,
@@ -143,7 +197,7 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
         error=error,
         **UNCLAIMED,
     )
-    _end_run(thread, dispatch, Kind.RUN_ERRORED, termination=termination, error=error)
+    _end_run(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
 
 
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
@@ -151,7 +205,18 @@ def cancel(thread: Thread, dispatch: Dispatch) -> None:
     termination = {"type": TerminationType.CANCELLED}
     ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
     thread.move(dispatch, STOP, **ended, **UNCLAIMED)
-    _end_run(thread, dispatch, Kind.RUN_CANCELLED, termination=termination)
+    unread = freeze.unread(thread=thread, run=dispatch.run)
+    _end_run(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
+
+
+def expire_wait(thread: Thread, run: Run) -> None:
+    """End a run whose wait nobody has ended in time; under the fence, where no resume was found to be queued."""
+    run.thread = thread
+    dispatch = waits.last_dispatch(run)
+    termination = {"type": TerminationType.STOPPED, "detail": "wait_expired"}
+    unread = freeze.unread(thread=thread, run=run)
+    thread.move(run, END_WAIT, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
+    _leave(thread, dispatch, Kind.RUN_TERMINATED, unread, termination=termination)
 
 
 def backoff(failures: int) -> float:
@@ -160,16 +225,105 @@ def backoff(failures: int) -> float:
     return float(min(doubled, conf.max_retry_delay_seconds) * random.uniform(0.8, 1.2))
 
 
-def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, **outcome: Any) -> None:
+def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
     thread.move(dispatch.run, FINISH, finished_at=thread.locked_at, **outcome)
+    _leave(thread, dispatch, kind, unread, **outcome)
+
+
+def _leave(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
+    """Free the thread of a run that is done, tell how it ended, and have another run read what it has not."""
+    run = dispatch.run
     thread.active_run_id = thread.open_run_id = None
     facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
     emit.of_dispatch(thread, kind, dispatch, **facts)
+    for message in unread:
+        # It was for this run and no other.
+        if message.target_run_id == run.pk and not message.fallback and message.state == MessageState.PENDING:
+            thread.move(message, RETRACT, retract_reason="target_ended")
+            thread.pending_revision += 1
+            emit.message_retracted(thread, message, run)
+    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)
 
 
-def _held(claim: Claim, *ends: DispatchStatus) -> Dispatch | None:
-    """The dispatch the claim owns; None when this very claim has already ended in one of these ways."""
-    dispatch = find(claim)
-    if dispatch is None and not has_ended(claim, *ends):
+def _next_turn(
+    thread: Thread, claim: Claim, dispatch: Dispatch, taken: Sequence[Message], saved: dict[str, Any]
+) -> Claim:
+    """Begin the run's next turn with this input, under the claim that ended the last one."""
+    run = dispatch.run
+    run.turn += 1
+    messages = freeze.number(thread=thread, run=run, messages=taken, read_at=ReadAt.START)
+    thread.change(run, turn=run.turn, input=freeze.input_of(run, messages), **saved)
+    # The agent begins anew, and so does everything that is counted of its turn.
+    lease_until = thread.locked_at + timedelta(seconds=conf.lease_seconds)
+    thread.change(dispatch, attempt_count=0, lost_count=0, last_error="", lease_until=lease_until)
+    emit.of_dispatch(
+        thread,
+        Kind.TURN_STARTED,
+        dispatch,
+        turn=run.turn,
+        input=freeze.input_of(Run(), messages),
+    )
+    return _claim_of_turn(claim, dispatch, messages)
+
+
+def _claim_of_turn(claim: Claim, dispatch: Dispatch, messages: Sequence[Message]) -> Claim:
+    assert dispatch.lease_until is not None, "it is claimed"
+    return replace(
+        claim,
+        turn=dispatch.run.turn,
+        attempt=1,
+        replays=False,
+        messages=list(messages),
+        first_seq=messages[0].seq or 1,
+        state=dict(dispatch.run.state),
+        lease_until=dispatch.lease_until,
+    )
+
+
+def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
+    run, now = dispatch.run, thread.locked_at
+    ends_at = wait.until if wait.seconds is None else now + timedelta(seconds=wait.seconds)
+    goes_on_at = ends_at if wait.reason == waits.RATE_LIMIT else None
+    patience = timedelta(seconds=conf.wait_ttl_seconds)
+    wait_until = (goes_on_at or now) + patience if goes_on_at or ends_at is None else ends_at
+    came = waits.stored(run, wait.name)
+    termination = {"type": TerminationType.SUSPENDED, "detail": wait.reason}
+    ended = {"completed_at": now, "run_status": RunStatus.WAITING, "termination": termination}
+    thread.move(dispatch, ACK, **ended, **UNCLAIMED)
+    thread.move(
+        run,
+        SUSPEND,
+        waiting=waits.described(wait),
+        wait_until=wait_until,
+        resume_at=goes_on_at if came is None else None,
+        termination=termination,
+        resumes=run.resumes if came is None else waits.with_taken(run, came),
+    )
+    thread.active_run_id = None
+    emit.of_dispatch(
+        thread,
+        Kind.RUN_SUSPENDED,
+        dispatch,
+        turn=run.turn,
+        termination=termination,
+        name=wait.name,
+        message=wait.message,
+        wait_until=wait_until.isoformat(),
+        resume_at=None if goes_on_at is None else goes_on_at.isoformat(),
+    )
+    if came is not None or goes_on_at is not None:
+        waits.record(thread, run, wait.entry, None if came is None else came["payload"])
+        # The run's dispatch must have ended before the next one is queued.
+        thread.flush()
+        enqueue.resume(thread=thread, run=run, after=dispatch, at=now if came or goes_on_at is None else goes_on_at)
+
+
+def _held(
+    claim: Claim, dispatch: Dispatch | None, *ends: DispatchStatus, run_status: RunStatus | None = None
+) -> Dispatch | None:
+    """What was found, if the claim owns it, in this turn; None when this very claim has ended in one of these ways."""
+    if dispatch is None and has_ended(claim, *ends, run_status=run_status):
+        return None
+    if dispatch is None or dispatch.run.turn != claim.turn:
         raise lost(claim)
     return dispatch

@@ -10,11 +10,11 @@ from typing import Any
 
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from mailbox_app import catalogue, hints, tracing
+from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
-from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
-from mailbox_app.models import AgentRegistration, AgentVersion, Run, Thread, ask
-from mailbox_app.operations import emit, enqueue, inputs, submission
+from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
+from mailbox_app.models import Boundary, Run, Thread
+from mailbox_app.operations import agents, append, emit, enqueue, inputs, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -28,9 +28,6 @@ _RESERVE = """
     FROM (SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest(%(names)s::text[]) AS name ORDER BY 1) AS hashes
 """
 
-# Every submission asks this.
-_LATEST_VERSION = "SELECT version FROM mailbox_agentversion WHERE agent = %(agent)s ORDER BY id DESC LIMIT 1"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
@@ -41,6 +38,15 @@ class Receipt:
     dispatch_id: uuid.UUID
     message_ids: list[uuid.UUID]
     status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posted:
+    """What was said, and the run that will read it unless it ends before: the open one, or a new one."""
+
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    message_ids: list[uuid.UUID]
 
 
 def run(
@@ -104,19 +110,53 @@ def many(
     return _write(checked, is_batch=True)
 
 
+def messages(
+    *,
+    scope: str,
+    thread_id: uuid.UUID | str,
+    messages: Sequence[inputs.NewMessage | Mapping[str, Any] | str],
+    boundary: str,
+    origin: str = "python",
+) -> Posted:
+    """Say something to the thread's open run: it reads it at its next checkpoint (`next_step`), or when it would end
+    (`on_natural_end`), as its next turn. Without an open run: `run`.
+
+    Should the run end otherwise before it has read them, they get a run of their own. Raises what `run` does.
+    """
+    given = submission.check(scope=scope, thread_id=thread_id, messages=messages, origin=origin)
+    wanted = Boundary(inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END)))
+    try:
+        with transaction.atomic():
+            reserve([given])
+            with Thread.objects.hold(_threads([given])) as (thread,):
+                if thread.open_run_id is None:
+                    queued = queue(given, thread)
+                    posted = Posted(thread_id=thread.pk, run_id=queued.run.pk, message_ids=queued.message_ids)
+                else:
+                    added = append.pending(thread=thread, run=None, messages=given.messages, boundary=wanted)
+                    posted = Posted(
+                        thread_id=thread.pk, run_id=thread.open_run_id, message_ids=[message.pk for message in added]
+                    )
+            hints.tell(thread)
+    except IntegrityError as error:
+        raise refusal(error, [given]) from error
+    return posted
+
+
 def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Receipt]:
     """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
 
     def write() -> list[Receipt]:
         with transaction.atomic():
-            _reserve(submissions)
+            reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
                 queued = []
-                latest = functools.cache(_latest_version)
+                latest = functools.cache(agents.latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
-                        queued.append(_queue(one, thread, latest))
+                        _refuse_if_active(one, thread)
+                        queued.append(queue(one, thread, latest_version=latest))
             hints.tell(*held)
         return [
             Receipt(
@@ -129,30 +169,39 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             for one, thread in zip(queued, threads, strict=True)
         ]
 
-    agents = {one.agent for one in submissions}
-    with tracing.submit_span(agent=agents.pop() or None if len(agents) == 1 else None) as note:
+    names = {one.agent for one in submissions}
+    with tracing.submit_span(agent=names.pop() or None if len(names) == 1 else None) as note:
         try:
             receipts = _again_if_deadlocked(write)
         except IntegrityError as error:
-            raise _refusal(error, submissions) from error
+            raise refusal(error, submissions) from error
         first = receipts[0]
         note(thread_id=first.thread_id, run_id=first.run_id, dispatch_id=first.dispatch_id)
         return receipts
 
 
-def _queue(given: Submission, thread: Thread, latest_version: Callable[[str], str]) -> enqueue.Queued:
-    """Refuse what the thread's present state forbids, then write run, messages, dispatch and events."""
-    agent = given.agent or _last_agent(thread)
-    wishes = agent_options(agent)
-    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
-        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
+def _refuse_if_active(given: Submission, thread: Thread) -> None:
     if given.if_active == "reject" and thread.open_run_id is not None:
         raise ActiveRunConflict(
             f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
         )
+
+
+def queue(
+    given: Submission,
+    thread: Thread,
+    *,
+    durable: enqueue.Durable | None = None,
+    latest_version: Callable[[str], str] = agents.latest_version,
+) -> enqueue.Queued:
+    """Write run, messages, dispatch and events of a submission, under the fence."""
+    agent = given.agent or agents.of_thread(thread)
+    wishes = agents.options(agent)
+    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
+        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
     spec = enqueue.RunSpec(
         agent=agent,
-        config_version=_known_version(agent, given.config_version) or latest_version(agent),
+        config_version=agents.known_version(agent, given.config_version) or latest_version(agent),
         queue=wishes.get("queue") or conf.default_queue,
         priority=_first(given.priority, wishes.get("priority"), conf.default_priority),
         max_attempts=_first(given.max_attempts, wishes.get("max_attempts"), conf.max_attempts),
@@ -165,7 +214,7 @@ def _queue(given: Submission, thread: Thread, latest_version: Callable[[str], st
     )
     if thread.last_cursor == 0:
         emit.thread_created(thread)
-    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec)
+    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec, durable=durable)
     thread.consider(queued.dispatch)
     return queued
 
@@ -194,19 +243,7 @@ def thread(
     return created
 
 
-def agent_options(name: str) -> dict[str, Any]:
-    """What the agent asks for, from its code here or from a worker's registration. Raises UnknownAgent."""
-    spec = catalogue.find(name)
-    if spec is not None:
-        return catalogue.options(spec)
-    registered = AgentRegistration.objects.filter(agent=name).remembered(conf.agent_memory_seconds)
-    latest = registered.order_by("-seen_at", "-id").first()
-    if latest is None:
-        raise UnknownAgent(name)
-    return dict(latest.options)
-
-
-def _reserve(submissions: Sequence[Submission]) -> None:
+def reserve(submissions: Sequence[Submission]) -> None:
     """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
 
     The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
@@ -222,7 +259,7 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     scope = submissions[0].scope
     keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
     ids = {one.thread_id for one in submissions if one.thread_id is not None}
-    of_key = _ids_of_keys(scope, keys) if keys else {}
+    of_key = ids_of_keys(scope, keys) if keys else {}
     wanted = ids | set(of_key.values())
     locked = {thread.pk: thread for thread in Thread.objects.lock(sorted(wanted), scope=scope)} if wanted else {}
     return [
@@ -235,7 +272,7 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     ]
 
 
-def _ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
+def ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
     """The threads of these keys, made if they are missing; the rows are not locked yet."""
     # ON CONFLICT DO NOTHING waits for whoever is inserting the same key; the next statement sees the winner's row.
     known = Thread.objects.in_scope(scope).not_deleted().filter(key__in=keys)
@@ -245,29 +282,6 @@ def _ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
         Thread.objects.bulk_create(missing, ignore_conflicts=True)
         found = dict(known.all().values_list("key", "pk"))
     return {str(key): pk for key, pk in found.items()}
-
-
-def _latest_version(agent: str) -> str:
-    """The configuration published last; blank if there is none."""
-    found = ask(_LATEST_VERSION, {"agent": agent})
-    return str(found[0][0]) if found else ""
-
-
-def _known_version(agent: str, wanted: str) -> str:
-    """The configuration asked for, if any was."""
-    if wanted and not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
-        raise InvalidInput(
-            "config_version", "unknown_config_version", f"agent {agent!r} has no published version {wanted!r}"
-        )
-    return wanted
-
-
-def _last_agent(thread: Thread) -> str:
-    if thread.latest_run_id is not None:
-        latest = Run.objects.filter(pk=thread.latest_run_id).values_list("agent", flat=True).first()
-        if latest:
-            return latest
-    return str(conf.default_agent)
 
 
 def _again_if_deadlocked(write: Callable[[], list[Receipt]]) -> list[Receipt]:
@@ -292,7 +306,7 @@ def _constraint(error: IntegrityError) -> str | None:
     return getattr(getattr(error.__cause__, "diag", None), "constraint_name", None)
 
 
-def _refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Exception:
+def refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Exception:
     """The refusal a unique constraint stands for; the error itself for any other."""
     match _constraint(error):
         case "run_dedupe_key_unique_while_not_done":

@@ -56,6 +56,7 @@ def test_the_schema_describes_every_route_and_nothing_else() -> None:
         ("GET", "/v1/runs/{run_id}/wait"),
         ("POST", "/v1/runs/{run_id}/cancel"),
         ("POST", "/v1/runs/{run_id}/run-now"),
+        ("POST", "/v1/runs/{run_id}/resume"),
         ("GET", "/v1/threads"),
         ("POST", "/v1/threads"),
         ("GET", "/v1/threads/{thread_id}"),

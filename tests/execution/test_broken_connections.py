@@ -8,8 +8,8 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.execution import Context
-from mailbox_app.models import Event, JournalEntry, Thread
-from mailbox_app.operations import checkpoint, tick
+from mailbox_app.models import Event, JournalEntry, Outbox, Thread
+from mailbox_app.operations import checkpoint, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform
 from tests.operations import scene
@@ -21,11 +21,13 @@ VERBS: dict[str, Callable[[Context], Any]] = {
     "step": lambda ctx: ctx.step("look-up", lambda: [1, 2]),
     "say": lambda ctx: ctx.say("hi"),
     "emit": lambda ctx: ctx.emit("Noted", {"of": "mine"}),
+    "usage": lambda ctx: ctx.usage(input_tokens=3),
+    "send": lambda ctx: list(ctx.send("psst", thread_key="there", agent="echo")),
     "checkpoint": lambda ctx: ctx.checkpoint(),
     "history": lambda ctx: [message.text for message in ctx.history()],
 }
-EFFECTS = ("step", "say", "emit")
-OPERATIONS = {"step": "record", "say": "say", "emit": "emit_event"}
+EFFECTS = ("step", "say", "emit", "usage", "send")
+OPERATIONS = {"step": "record", "say": "say", "emit": "emit_event", "usage": "usage", "send": "send"}
 
 
 def story(of: Claim) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def story(of: Claim) -> dict[str, Any]:
         "events": scene.kinds(of),
         "log": scene.log(of),
         "journal": journal(of),
+        "used": (scene.run(of).input_tokens, scene.run(of).steps),
+        "sent": Outbox.objects.filter(source_thread_id=of.thread_id).count(),
     }
 
 
@@ -43,9 +47,9 @@ def journal(of: Claim) -> list[tuple[str, str, int]]:
     return list(entries.values_list("verb", "name", "n"))
 
 
-def answer_lost_once(monkeypatch: pytest.MonkeyPatch, operation: str) -> list[Any]:
+def answer_lost_once(monkeypatch: pytest.MonkeyPatch, operation: str, *, of: Any = checkpoint) -> list[Any]:
     """Let the operation commit, and its connection break before the first answer; returns its results."""
-    real, results = getattr(checkpoint, operation), []
+    real, results = getattr(of, operation), []
 
     def committed(*args: Any, **kwargs: Any) -> Any:
         results.append(real(*args, **kwargs))
@@ -54,7 +58,7 @@ def answer_lost_once(monkeypatch: pytest.MonkeyPatch, operation: str) -> list[An
             raise OperationalError("server closed the connection unexpectedly")
         return results[-1]
 
-    monkeypatch.setattr(checkpoint, operation, committed)
+    monkeypatch.setattr(of, operation, committed)
     return results
 
 
@@ -96,7 +100,8 @@ def test_an_effect_whose_commit_was_not_answered_happens_once(
     committed = answer_lost_once(monkeypatch, OPERATIONS[verb])
     one = perform(agent, max_attempts=1)
     assert story(one) == story(undisturbed)
-    assert scene.run(one).final_output == [committed[0], None], "what was recorded is what the agent was told"
+    told = list(committed[0]) if verb == "send" else committed[0]
+    assert scene.run(one).final_output == [told, None], "what was recorded is what the agent was told"
 
 
 def test_two_uses_of_one_verb_stay_two_when_the_first_was_not_answered(
@@ -108,13 +113,58 @@ def test_two_uses_of_one_verb_stay_two_when_the_first_was_not_answered(
     assert scene.log(one) == [(1, "user", "hello there"), (2, "assistant", "hi"), (3, "assistant", "hi")]
 
 
+def say(ctx: Context, text: str, boundary: str) -> None:
+    submit.messages(scope=scene.SCOPE, thread_id=ctx.thread_id, messages=[text], boundary=boundary)
+
+
+def test_a_checkpoint_whose_commit_was_not_answered_hands_its_messages_over_all_the_same(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def agent(ctx: Context) -> list[Any]:
+        say(ctx, "one", "next_step")
+        first = [message.text for message in ctx.checkpoint()]
+        say(ctx, "two", "next_step")
+        return [first, *([message.text for message in ctx.checkpoint()] for _ in range(2))]
+
+    undisturbed = scene.run(perform(agent)).final_output
+    read = answer_lost_once(monkeypatch, "reach")
+    assert scene.run(perform(agent, max_attempts=1)).final_output == undisturbed == [["one"], ["two"], []]
+    assert [len(messages) for messages in read] == [1, 1, 1, 0]
+
+
+def test_a_turn_whose_beginning_was_not_answered_is_begun_once(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[Any] = []
+
+    def agent(ctx: Context) -> str:
+        turns.append((ctx.turn, [message.text for message in ctx.messages], dict(ctx.state)))
+        ctx.state["turns"] = ctx.turn
+        if ctx.turn == 1:
+            say(ctx, "more", "on_natural_end")
+        return f"answer {ctx.turn}"
+
+    answer_lost_once(monkeypatch, "complete", of=settle)
+    one = perform(agent, max_attempts=1)
+    assert turns == [(1, ["hello there"], {}), (2, ["more"], {"turns": 1})]
+    assert [content for _, _, content in scene.log(one)] == ["hello there", "answer 1", "more", "answer 2"]
+    assert (scene.run(one).status, scene.run(one).state) == ("done", {"turns": 2})
+
+
+def test_a_wait_whose_commit_was_not_answered_is_begun_once(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_lost_once(monkeypatch, "suspend", of=settle)
+    one = perform(lambda ctx: ctx.suspend("manual_pause"), max_attempts=1)
+    assert scene.run(one).status == "waiting"
+    assert scene.kinds(one).count("RunSuspended") == 1
+
+
 @pytest.mark.parametrize("failing", ["function", "record"])
 def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
     failing: str, perform: Perform, again: Callable[..., Claim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
     trouble = [failing]
-    write = checkpoint._write
+    write = checkpoint._journal
 
     def charge() -> int:
         if failing == "function" and trouble:
@@ -122,10 +172,10 @@ def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
         ran.append(1)
         return 7
 
-    def fail_once(*args: Any) -> JournalEntry:
+    def fail_once(*args: Any) -> None:
         if failing == "record" and trouble:
             raise DatabaseError(trouble.pop())
-        return write(*args)
+        write(*args)
 
     def agent(ctx: Context) -> list[int]:
         try:
@@ -136,7 +186,7 @@ def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
             raise TimeoutError("after its record was committed")
         return [found]
 
-    monkeypatch.setattr(checkpoint, "_write", fail_once)
+    monkeypatch.setattr(checkpoint, "_journal", fail_once)
     one = perform(agent)
     executions = {"function": 1, "record": 2}[failing]
     assert (trouble, len(ran), journal(one)) == ([], executions, [("step", "charge", 1)])

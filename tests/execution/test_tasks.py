@@ -16,6 +16,7 @@ from mailbox_app.conf import conf
 from mailbox_app.execution import Context, registry
 from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
 from mailbox_app.operations import claim, settle
+from tests import given
 from tests.execution.conftest import Register
 from tests.operations import scene
 from tests.races.actors import start, until
@@ -209,3 +210,29 @@ def test_a_worker_that_could_not_write_itself_down_tries_again_with_its_heartbea
     until(lambda: tasks._beat() or AgentRegistration.objects.of_worker("late@here").live().exists(), "it is written")
     tasks._beat()
     assert tries == ["late@here"] * 2
+
+
+def test_a_tick_ends_waits_and_a_sweep_delivers(queue: str) -> None:
+    scene.post()
+    claim = scene.taken(queue=queue)
+    settle.suspend(claim, scene.wait())
+    Run.objects.update(wait_until=Now() - timedelta(seconds=1))
+    there = given.thread()
+    row = given.outbox(
+        source_thread=scene.thread(claim),
+        target_thread_id=there.pk,
+        payload={
+            "content": "psst",
+            "metadata": {},
+            "role": "user",
+            "sender": "echo",
+            "agent": "echo",
+            "message_id": "m-1",
+            "source_run_id": str(claim.run_id),
+        },
+    )
+    Maintenance.objects.all().delete()
+    tasks.due_tick.apply()
+    tasks.sweep.apply()
+    row.refresh_from_db()
+    assert (scene.run(claim).status, row.status) == ("done", "delivered")

@@ -20,6 +20,9 @@ EFFECTS: dict[str, Callable[[Context], Any]] = {
     "step": lambda ctx: ctx.step("inner", lambda: 1),
     "say": lambda ctx: ctx.say("inner"),
     "emit": lambda ctx: ctx.emit("Inner"),
+    "usage": lambda ctx: ctx.usage(),
+    "send": lambda ctx: ctx.send("inner", thread_key="inner"),
+    "suspend": lambda ctx: ctx.suspend("manual_pause", name="inner"),
 }
 
 

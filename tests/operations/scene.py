@@ -15,6 +15,7 @@ from mailbox_app.operations import claim, submit
 from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
+from mailbox_app.outcomes import Suspended
 
 OnThread = Claim | Receipt | Run | Dispatch
 
@@ -128,6 +129,12 @@ def database_now() -> Any:
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         return cursor.fetchone()[0]
+
+
+def wait(reason: str = "external_event", *, name: str = "", **given: Any) -> Suspended:
+    """What an agent's `ctx.suspend` tells the runner."""
+    slot = {"name": name or reason, "key": "", "n": 1, "arguments_hash": "0" * 64}
+    return Suspended(**{"reason": reason, "name": name, "entry": slot, **given})
 
 
 def entry(name: str = "look-up", *, verb: str = "step", n: int = 1) -> Record:

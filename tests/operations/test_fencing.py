@@ -9,6 +9,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from mailbox_app.errors import LeaseLost
+from mailbox_app.models import Thread
 from mailbox_app.operations import checkpoint, recover, settle
 from mailbox_app.operations import claim as claiming
 from mailbox_app.operations.ownership import Claim
@@ -16,19 +17,31 @@ from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 
+
+def a_new_thread() -> uuid.UUID:
+    return Thread.objects.create(scope=scene.SCOPE).pk
+
+
 VERBS: dict[str, Callable[[Claim], Any]] = {
     "complete": lambda claim: settle.complete(claim, output="stale"),
     "nack": lambda claim: settle.nack(claim, code="transient", message="stale"),
     "dead_letter": lambda claim: settle.dead_letter(claim, code="permanent", message="stale"),
     "stopped": settle.stopped,
+    "suspend": lambda claim: settle.suspend(claim, scene.wait()),
     "reach": checkpoint.reach,
     "record": lambda claim: checkpoint.record(claim, scene.entry(), [1]),
     "say": lambda claim: checkpoint.say(claim, scene.entry("message", verb="say"), "stale"),
+    "usage": lambda claim: checkpoint.usage(
+        claim, scene.entry("usage", verb="usage"), input_tokens=1, output_tokens=1, steps=1
+    ),
+    "send": lambda claim: checkpoint.send(
+        claim, scene.entry("message", verb="send"), target=a_new_thread, payload={"message_id": "m-1"}
+    ),
     "emit_event": lambda claim: checkpoint.emit_event(
         claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"
     ),
 }
-SETTLES = ("complete", "nack", "dead_letter", "stopped")
+SETTLES = ("complete", "nack", "dead_letter", "stopped", "suspend")
 
 
 def reclaimed(claim: Claim) -> None:
@@ -128,7 +141,10 @@ def fail_at(statement: int) -> Callable[..., Any]:
 
 # How to bring a fresh claim to the verb, and the verb.
 WHOLE: dict[str, tuple[Callable[[Claim], Any], Callable[[Claim], Any]]] = {
-    **{name: (lambda claim: None, VERBS[name]) for name in ("complete", "nack", "dead_letter", "say")},
+    **{
+        name: (lambda claim: None, VERBS[name])
+        for name in ("complete", "nack", "dead_letter", "suspend", "say", "send", "usage")
+    },
     "submit": (lambda claim: None, lambda claim: scene.post("next", thread_id=claim.thread_id)),
     "submit_by_key": (lambda claim: None, lambda claim: scene.post("next", thread_key="unheard-of")),
     "reclaim": (scene.expire_lease, lambda claim: recover.reclaim()),

@@ -7,7 +7,7 @@ import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
-from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Run, Thread
+from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Run, Thread
 from mailbox_app.operations import prune, settle, threads
 from tests import given
 from tests.operations import scene
@@ -138,6 +138,15 @@ def test_idempotency_keys_are_kept_for_a_day_and_registrations_for_thirty() -> N
         given.registration(seen_at=Now() - by)
     assert prune.batch() == 2
     assert (IdempotencyKey.objects.count(), AgentRegistration.objects.count()) == (1, 1)
+
+
+def test_what_was_delivered_is_kept_for_a_day_and_what_was_given_up_for_thirty() -> None:
+    for status, limit in (("delivered", DAY), ("dead_letter", 30 * DAY)):
+        for by in (limit - MINUTE, limit + MINUTE):
+            given.outbox(status=status, completed_at=Now() - by)
+    given.outbox(available_at=Now() - 60 * DAY)
+    assert prune.batch() == 2
+    assert sorted(Outbox.objects.values_list("status", flat=True)) == ["dead_letter", "delivered", "pending"]
 
 
 def test_a_batch_is_bounded_for_each_kind(settings: Any) -> None:

@@ -13,9 +13,9 @@ from django.db.models.functions import Now
 
 from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
-from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Run, Thread, ready
+from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, freeze, ownership, replay
+from mailbox_app.operations import candidates, claim, deliver, freeze, ownership, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -35,11 +35,21 @@ FILL = """
         now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
     FROM mailbox_thread;
 
+    UPDATE mailbox_run SET status = 'waiting', finished_at = NULL, waiting = '{}', wait_until = now() + interval '1 day'
+    WHERE status = 'done' AND right(id::text, 1) = '2';
+    UPDATE mailbox_run SET status = 'running', finished_at = NULL WHERE status = 'done' AND right(id::text, 1) = '3';
+
     INSERT INTO mailbox_dispatch (id, thread_id, run_id, agent, version_key, queue, priority, "order", epoch, status,
         available_at, attempt_count, lost_count, max_attempts, last_error, claimed_by, resolution, completed_at)
     SELECT id, id, id, coalesce(due_agent, 'echo'), '', 'mailbox.default', 128, 1, 0,
         CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'acked' ELSE 'queued' END, coalesce(wakes_at, now()),
         0, 0, 5, '', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
+    FROM mailbox_thread;
+
+    INSERT INTO mailbox_outbox (id, source_thread_id, target_thread_id, kind, "order", payload, status, attempt_count,
+        last_error, completed_at)
+    SELECT id, id, id, 'message', 1, '{}', CASE WHEN due_at IS NULL THEN 'delivered' ELSE 'pending' END, 0, '',
+        CASE WHEN due_at IS NULL THEN now() END
     FROM mailbox_thread;
 
     INSERT INTO mailbox_event (thread_id, cursor, run_id, kind, payload, visibility, schema_version, correlation_id)
@@ -174,7 +184,12 @@ def test_whether_a_queue_has_due_work_is_one_probe() -> None:
 
 def test_a_run_s_pending_messages_are_read_in_order() -> None:
     sql = freeze._READABLE.replace("{columns}", "message.*")
-    assert_uses("message_pending", (sql, {"thread": a_thread().pk, "run": uuid.uuid4()}), sorts=True)
+    look = sql, {"thread": a_thread().pk, "run": uuid.uuid4()}
+    assert_uses("message_pending", look, sorts=True)
+    assert_uses("message_barrier", look, sorts=True)
+    scans = [node for node in explain(*look) if node.get("Index Name") == "message_pending"]
+    assert len(scans) == 2
+    assert all("run_id" in node["Index Cond"] for node in scans), "whatever waits for other runs is not read"
 
 
 def test_a_turn_s_input_is_read_in_order() -> None:
@@ -194,10 +209,31 @@ def test_the_events_of_a_run_are_read_in_order() -> None:
     assert_uses("event_of_run", Event.objects.filter(run_id=uuid.uuid4()).after(0)[:256], sorts=True)
 
 
+def test_what_is_to_be_delivered_is_found_among_what_is_pending() -> None:
+    assert_uses("outbox_pending", (deliver.DUE, {"limit": 100}), sorts=True)
+    assert_uses("outbox_in_order", (deliver.DUE, {"limit": 100}), sorts=True)
+    thread = a_thread()
+    sql = deliver.FIRST.replace("{columns}", "outbox.*")
+    assert_uses("outbox_in_order", (sql, {"source": thread.pk, "target": thread.pk}))
+
+
+def test_waits_that_are_over_are_found_among_what_waits() -> None:
+    rows = Run.objects.overdue().order_by("wait_until", "id").values_list("thread_id", flat=True)[:100]
+    assert_uses("run_waiting_until", rows)
+
+
+def test_a_completion_looks_for_what_is_unread_by_index() -> None:
+    sql = ownership._ENDING.replace("{columns}", "dispatch.*, run.*")
+    params = {"thread": a_thread().pk, "dispatch": uuid.uuid4(), "token": uuid.uuid4(), "run": None}
+    assert_uses("message_pending", (sql, params), sorts=True)
+
+
 def test_gc_finds_what_is_past_its_retention() -> None:
     old = Now() - timedelta(days=1)
     terminal = Dispatch.objects.terminal().filter(completed_at__lt=old).order_by("completed_at", "id")[:100]
     assert_uses("dispatch_terminal", terminal)
+    outbox = Outbox.objects.filter(status="delivered", completed_at__lt=old).order_by("completed_at", "id")[:100]
+    assert_uses("outbox_ended", outbox)
     assert_uses("event_age", Event.objects.filter(created_at__lt=old).order_by("created_at", "id")[:100])
     keys = IdempotencyKey.objects.filter(created_at__lt=old).order_by("created_at", "id")[:100]
     with connection.cursor() as cursor:

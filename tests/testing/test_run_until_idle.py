@@ -16,7 +16,7 @@ from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
 from mailbox_app.models import Run
-from mailbox_app.operations import submit
+from mailbox_app.operations import resume, submit
 from mailbox_app.testing import Mailbox
 from tests import given
 from tests.operations import scene
@@ -54,6 +54,25 @@ def test_work_that_a_run_submits_is_executed_too(mailbox: Mailbox, registered_ag
     registered_agent(agent)
     mailbox.submit("4", agent="probe")
     assert mailbox.run_until_idle() == 5
+
+
+def test_what_a_run_sends_arrives_and_is_answered(mailbox: Mailbox, registered_agent: Registered) -> None:
+    said: list[str] = []
+    registered_agent(lambda ctx: said.append(ctx.messages[-1].text), name="there")
+    registered_agent(lambda ctx: ctx.send("psst", thread_key="there", agent="there") and None)
+    mailbox.submit("hello", agent="probe")
+    assert mailbox.run_until_idle() == 2
+    assert said == ["psst"]
+
+
+def test_a_run_that_waits_goes_on_when_it_is_resumed(mailbox: Mailbox, registered_agent: Registered) -> None:
+    registered_agent(lambda ctx: ctx.suspend("external_event", name="payment"))
+    run = mailbox.submit("hello", agent="probe")
+    assert mailbox.run_until_idle() == 1
+    resume.run(scope=run.scope, run_id=run.pk, name="payment", payload="paid")
+    assert mailbox.run_until_idle() == 1
+    run.refresh_from_db()
+    assert run.final_output == "paid"
 
 
 def test_agents_of_other_queues_are_served(mailbox: Mailbox, registered_agent: Registered) -> None:

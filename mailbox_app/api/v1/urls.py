@@ -16,6 +16,7 @@ from mailbox_app.api.v1.dispatches import (
     ThreadDispatchesView,
 )
 from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
+from mailbox_app.api.v1.resume import ResumeView
 from mailbox_app.api.v1.runs import (
     RunCancelView,
     RunNowView,
@@ -40,6 +41,7 @@ urlpatterns = [
     path("runs/<str:run_id>/wait", RunWaitView.as_view(), name="run-wait"),
     path("runs/<str:run_id>/cancel", RunCancelView.as_view(), name="run-cancel"),
     path("runs/<str:run_id>/run-now", RunNowView.as_view(), name="run-now"),
+    path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),

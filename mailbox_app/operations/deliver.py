@@ -1,0 +1,296 @@
+"""Carry messages from one thread to another: from the outbox, under the target's fence, once and in order.
+
+A run writes what it sends as an outbox row, in the transaction of its own thread. Whoever delivers holds the target's
+fence and nothing of the source; whoever gives up holds the source's and nothing of the target: two threads never wait
+for each other. The names of run and message derive from the message's id at its sender, so a delivery that is repeated,
+by whomever and however often at once, finds what the first one wrote.
+"""
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import IntegrityError, InterfaceError, connection, transaction
+from django.db.models.functions import Now
+
+from mailbox_app import hints
+from mailbox_app.conf import conf
+from mailbox_app.errors import Conflict, Gone, NotFound, Refused, ThreadNotFound
+from mailbox_app.models import Outbox, Run, Thread, columns, read
+from mailbox_app.operations import checkpoint, emit, enqueue, inputs, settle, submission, submit
+from mailbox_app.operations.checkpoint import Record
+from mailbox_app.operations.ownership import Claim
+from mailbox_app.states import ABANDON, DELIVER, OutboxStatus
+from mailbox_app.telemetry import observe
+
+# The first of each pair (source, target) that is due. What stands behind a row that backs off is not due either.
+DUE = """
+    SELECT outbox.source_thread_id, outbox.target_thread_id
+    FROM mailbox_outbox AS outbox
+    WHERE outbox.status = 'pending' AND outbox.kind = 'message' AND outbox.available_at <= statement_timestamp()
+        AND NOT EXISTS (
+            SELECT FROM mailbox_outbox AS earlier
+            WHERE earlier.status = 'pending' AND earlier.kind = 'message'
+                AND earlier.source_thread_id = outbox.source_thread_id
+                AND earlier.target_thread_id = outbox.target_thread_id AND earlier."order" < outbox."order"
+        )
+    ORDER BY outbox.available_at, outbox.id
+    LIMIT %(limit)s
+"""
+# The ORM cannot compare with the server's clock in what it selects and lock the same row.
+FIRST = """
+    SELECT {columns}, source.scope, outbox.available_at <= statement_timestamp()
+    FROM mailbox_outbox AS outbox JOIN mailbox_thread AS source ON source.id = outbox.source_thread_id
+    WHERE outbox.status = 'pending' AND outbox.kind = 'message'
+        AND outbox.source_thread_id = %(source)s AND outbox.target_thread_id = %(target)s
+    ORDER BY outbox."order"
+    LIMIT 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """Where a durable message is; `is_new`: this call made it."""
+
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    message_id: uuid.UUID
+    is_new: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    submission: submission.Submission
+    durable: enqueue.Durable
+
+
+def message(
+    *,
+    scope: str,
+    thread_id: uuid.UUID | str,
+    message_id: str,
+    content: Any,
+    role: str = "user",
+    agent: str = "",
+    metadata: Mapping[str, Any] | None = None,
+    sender: str = "",
+    origin: str = "durable",
+) -> Delivered:
+    """Post a message and queue the run that answers it, once per `message_id`, however often it is called.
+
+    1. check the input; 2. reserve the id, take the thread's fence; 3. it is there: the same answer, or Conflict if it
+    came with another body; 4. write it; 5. after commit, wake a worker. The id belongs to one thread of the scope.
+
+    Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone and Conflict.
+    """
+    sent = _checked(scope, thread_id, message_id, content, role, agent, metadata, sender, origin)
+    assert sent.submission.thread_id is not None
+    try:
+        with transaction.atomic():
+            submit.reserve([sent.submission])
+            with Thread.objects.fence(sent.submission.thread_id, scope=scope) as thread:
+                delivered = _post(thread, sent)
+            hints.tell(thread)
+    except IntegrityError as error:
+        raise submit.refusal(error, [sent.submission]) from error
+    return delivered
+
+
+def send(
+    claim: Claim,
+    entry: Record,
+    *,
+    thread_id: uuid.UUID | None,
+    thread_key: str | None,
+    payload: dict[str, Any],
+) -> dict[str, Any]:
+    """Write down a message of the claim's run to another thread, and deliver it as soon as that is durable.
+
+    The thread of a key is made if it is missing. A delivery that does not succeed at once is left to the sweep.
+    """
+
+    def target() -> uuid.UUID:
+        if thread_key is None:
+            assert thread_id is not None, "the context has checked that there is one of the two"
+            return thread_id
+        return submit.ids_of_keys(claim.scope, [thread_key])[thread_key]
+
+    written = checkpoint.send(claim, entry, target=target, payload=payload)
+    transaction.on_commit(lambda: _at_once(claim.thread_id, uuid.UUID(written["thread_id"])))
+    return written
+
+
+def batch() -> int:
+    """Deliver, or give up, up to one batch of what is due; returns how many rows came to an end.
+
+    What is sent between two threads arrives in its order. A target that somebody holds just now is left for the next
+    pass, and a row that fails is tried again after its backoff; until then those behind it wait.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(DUE, {"limit": conf.batch_size})
+        pairs = cursor.fetchall()
+    ended = 0
+    for source_id, target_id in pairs:
+        ended += _between(source_id, target_id, most=conf.batch_size - ended)
+        if ended >= conf.batch_size:
+            break
+    return ended
+
+
+def _at_once(source_id: uuid.UUID, target_id: uuid.UUID) -> None:
+    """Deliver what is pending between the two, as well as it goes. Lost with the process: the sweep delivers."""
+    try:
+        _between(source_id, target_id, most=conf.batch_size)
+    except Exception as error:  # the agent that sent is not to fail of it
+        observe("delivery.left", level=logging.WARNING, thread_id=source_id, error=type(error).__name__)
+
+
+def _between(source_id: uuid.UUID, target_id: uuid.UUID, *, most: int) -> int:
+    """Deliver what is pending from one thread to the other, in order, up to the first that cannot be ended now."""
+    ended = 0
+    while ended < most:
+        row, scope, is_due = _first(source_id, target_id) or (None, "", False)
+        if row is None or not is_due or not _end(row, scope):
+            break
+        ended += 1
+    return ended
+
+
+def _first(source_id: uuid.UUID, target_id: uuid.UUID) -> tuple[Outbox, str, bool] | None:
+    sql = FIRST.replace("{columns}", columns(Outbox, "outbox"))
+    for row, scope, is_due in read(Outbox, sql, {"source": source_id, "target": target_id}):
+        return row, scope, is_due
+    return None
+
+
+def _end(row: Outbox, scope: str) -> bool:
+    """Deliver the row, or give it up; False if it is still pending."""
+    try:
+        return _deliver(row, scope)
+    except Refused as refusal:
+        return _fail(row, code=refusal.code, message=refusal.message, is_final=True)
+    except InterfaceError:
+        raise
+    except Exception as error:  # whatever it is: the rows of other threads must not wait for it
+        observe("delivery.failed", level=logging.WARNING, outbox_id=row.pk, error=type(error).__name__)
+        return _fail(row, code="undeliverable", message=f"delivery failed: {type(error).__name__}", is_final=False)
+
+
+def _deliver(row: Outbox, scope: str) -> bool:
+    given = row.payload
+    sent = _checked(
+        scope,
+        row.target_thread_id,
+        given["message_id"],
+        given["content"],
+        given["role"],
+        given["agent"],
+        given["metadata"],
+        given["sender"],
+        "durable",
+    )
+    target = Thread.objects.in_scope(scope).filter(pk=row.target_thread_id)
+    try:
+        with transaction.atomic():
+            submit.reserve([sent.submission])
+            with target.order_by("id").fence_free(limit=1) as threads:
+                for thread in threads:
+                    first = _first(row.source_thread_id, row.target_thread_id)
+                    if first is None or first[0].pk != row.pk:
+                        return True  # somebody else has ended it meanwhile
+                    _post(thread, sent)
+                    thread.move(row, DELIVER, completed_at=thread.locked_at)
+            for thread in threads:
+                hints.tell(thread)
+    except IntegrityError as error:
+        raise submit.refusal(error, [sent.submission]) from error
+    if not threads:
+        _refuse_missing(target.first(), row.target_thread_id)
+    return bool(threads)
+
+
+def _refuse_missing(thread: Thread | None, thread_id: uuid.UUID) -> None:
+    """Raise for a thread that is not there; one that is held by somebody is."""
+    if thread is None:
+        raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
+    if thread.deleted_at is not None:
+        raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
+
+
+def _fail(row: Outbox, *, code: str, message: str, is_final: bool) -> bool:
+    """Count a failed delivery: a dead letter with an event on the source thread, or another try later (False)."""
+    is_final = is_final or row.attempt_count + 1 >= conf.max_deliveries
+    try:
+        with Thread.objects.fence(row.source_thread_id) as source:
+            # Who delivers holds another fence: the row itself decides who of the two was first.
+            locked = Outbox.objects.select_for_update(no_key=True, of=("self",)).filter(pk=row.pk).first()
+            if locked is None or locked.status != OutboxStatus.PENDING or locked.attempt_count != row.attempt_count:
+                return locked is None or locked.status != OutboxStatus.PENDING
+            counted = {"attempt_count": locked.attempt_count + 1, "last_error": f"{code}: {message}"}
+            if is_final:
+                source.move(locked, ABANDON, completed_at=source.locked_at, **counted)
+                emit.delivery_failed(source, locked, code=code, message=message)
+            else:
+                delay = timedelta(seconds=settle.backoff(locked.attempt_count + 1))
+                source.change(locked, available_at=source.locked_at + delay, **counted)
+    except (NotFound, Gone):  # nobody is left to be told
+        Outbox.objects.filter(pk=row.pk).move(ABANDON, completed_at=Now(), last_error=f"{code}: {message}")
+        return True
+    if is_final:
+        facts = {"outbox_id": row.pk, "thread_id": row.source_thread_id, "code": code}
+        observe("delivery.abandoned", level=logging.WARNING, **facts)
+    return is_final
+
+
+def _checked(
+    scope: str,
+    thread_id: uuid.UUID | str,
+    message_id: str,
+    content: Any,
+    role: str,
+    agent: str,
+    metadata: Mapping[str, Any] | None,
+    sender: str,
+    origin: str,
+) -> _Sent:
+    """Check a durable message, and derive the names of what it makes."""
+    said = inputs.NewMessage(
+        content=content,
+        role=role,
+        client_id=inputs.text("message_id", message_id),
+        metadata=metadata or {},
+        sender=sender,
+    )
+    given = submission.check(scope=scope, messages=[said], agent=agent, thread_id=thread_id, origin=origin)
+    if given.thread_id is None:
+        raise ThreadNotFound("a durable message names its thread")
+    body = given.messages[0]
+    described = [body.content, body.role, dict(body.metadata), body.sender, given.agent]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    name = json.dumps([scope, str(given.thread_id), message_id])
+    return _Sent(
+        submission=given,
+        durable=enqueue.Durable(
+            run_id=uuid.uuid5(uuid.NAMESPACE_OID, f"run {name}"),
+            message_id=uuid.uuid5(uuid.NAMESPACE_OID, f"message {name}"),
+            digest=digest,
+        ),
+    )
+
+
+def _post(thread: Thread, sent: _Sent) -> Delivered:
+    """Write the message with its run, unless they are there; under the thread's fence."""
+    names = {"thread_id": thread.pk, "run_id": sent.durable.run_id, "message_id": sent.durable.message_id}
+    known = Run.objects.filter(pk=sent.durable.run_id).first()
+    if known is None:
+        submit.queue(sent.submission, thread, durable=sent.durable)
+        return Delivered(**names, is_new=True)
+    if known.activation.get("digest") != sent.durable.digest:
+        message_id = sent.submission.messages[0].client_id
+        raise Conflict(f"message {message_id!r} came to thread {thread.pk} before, with another body", **names)
+    return Delivered(**names, is_new=False)
