@@ -43,6 +43,18 @@ class Settings:
     claim_budget_seconds: float = _setting(
         1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
     )
+    max_async_runs: int = _setting(
+        100, "runs of async agents on the event loop of one worker process (not of a prefork child: one)", least=1
+    )
+    async_verb_threads: int = _setting(
+        8, "threads, each with a database connection, for the verbs of one process's async agents", least=1, most=1000
+    )
+    async_step_threads: int = _setting(
+        32, "threads for the functions (not coroutines) in the steps of one process's async agents", least=1, most=1000
+    )
+    retire_seconds: float = _setting(
+        60.0, "how long a process that must be replaced lets its other runs go on before it hands them back", least=0
+    )
     max_attempts: int = _setting(5, "failures after which a dispatch is a dead letter", least=1, most=1000)
     max_lost: int = _setting(5, "lost leases after which a dispatch is a dead letter", least=1, most=1000)
     retry_delay_seconds: float = _setting(0.25, "backoff after the first failure; doubles with each", least=0)
@@ -51,6 +63,9 @@ class Settings:
         3600.0, "longest activation of an agent that names no limit", least=0.1, most=31 * 86_400
     )
     default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
+    registration_seconds: float = _setting(
+        30.0, "how often a worker writes down that it lives; not seen for three of these, it counts as gone", least=0.5
+    )
     agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
     dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)
     event_retention_seconds: float = _setting(30 * 86_400.0, "how long an event is kept", least=0)

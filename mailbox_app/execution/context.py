@@ -7,13 +7,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Permanent, ReplayMismatch, Stop
+from mailbox_app.execution import caller
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import JournalEntry, Kind, Message, Visibility
@@ -27,9 +27,6 @@ Attempted = TypeVar("Attempted")
 
 _Slot = tuple[str, str, str, int]
 
-# The step whose function is running, in this thread: other threads of the agent may be in steps of their own.
-_step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
-
 
 class Context:
     """One activation of one run, as its agent sees it.
@@ -40,7 +37,7 @@ class Context:
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
-        self._thread = threading.get_ident()
+        self._caller = caller.identity()
         self._uses: Counter[tuple[str, str, str]] = Counter()
         self._counting = threading.Lock()
         self._journal: dict[_Slot, JournalEntry] | None = None
@@ -89,6 +86,11 @@ class Context:
     def metadata(self) -> dict[str, Any]:
         return self._claim.metadata
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The published configuration the run is bound to (AgentVersion); {} if it is bound to none."""
+        return self._claim.config
+
     def history(self, limit: int = 50) -> list[IncomingMessage]:
         """The last `limit` messages of the thread before this turn's first input, oldest first."""
         self._check()
@@ -108,7 +110,7 @@ class Context:
         known = self._known(entry)
         if known is not None:
             return cast(Result, known.result)
-        inside = _step.set(name)
+        inside = caller.step.set(name)
         try:
             result = inputs.document(
                 f"result of step {name}", function(*args, **kwargs), most_bytes=conf.max_result_bytes
@@ -117,7 +119,7 @@ class Context:
             self._unuse(entry)
             raise
         finally:
-            _step.reset(inside)
+            caller.step.reset(inside)
         self._check()
         return cast(Result, self._effect(entry, checkpoint.record, result))
 
@@ -159,6 +161,10 @@ class Context:
         self._check()
         arrived = self._persist(lambda: self._fenced(checkpoint.reach))
         return [IncomingMessage.of(message) for message in arrived]
+
+    def belongs_to(self, task: object) -> None:
+        """Take this task for the agent's own; for the runner."""
+        self._caller = task
 
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""
@@ -229,10 +235,10 @@ class Context:
         self._check()
         refuse_transaction()
         inputs.text(f"name of a {verb}", name)
-        if _step.get() is not None:
-            raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")
-        if key is None and threading.get_ident() != self._thread:
-            raise Permanent(f"{verb} {name!r} was called from another thread than the agent's own and needs a key=")
+        if caller.step.get() is not None:
+            raise Permanent(f"{verb} {name!r} was called inside step {caller.step.get()!r}: steps do not nest")
+        if key is None and caller.identity() != self._caller:
+            raise Permanent(f"{verb} {name!r} was called from another thread or task than the agent's; it needs a key=")
         hashed = inputs.document(f"arguments of {verb} {name}", arguments, most_bytes=conf.max_result_bytes)
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
         with self._counting:

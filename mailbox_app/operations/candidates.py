@@ -90,6 +90,11 @@ def find(*, queue: str, runnable: Runnable, limit: int) -> list[uuid.UUID]:
         return [row[0] for row in cursor.fetchall()]
 
 
+def are_due(*, queue: str, agents: Collection[str]) -> bool:
+    """Whether the queue has due work that these agents can run."""
+    return bool(agents) and bool(find(queue=queue, runnable=Runnable.of(agents), limit=1))
+
+
 def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:
     """The parameters of the statement that name the lanes."""
     accepted = [None if keys is None else "\n".join(keys) for keys in runnable.accepted]

@@ -46,6 +46,8 @@ class Claim:
     state: dict[str, Any]
     options: dict[str, Any]
     metadata: dict[str, Any]
+    # Of the AgentVersion the run is bound to; {} if it is bound to none.
+    config: dict[str, Any]
     lease_until: datetime
 
 
