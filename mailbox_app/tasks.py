@@ -18,7 +18,7 @@ from mailbox_app.execution.executor import Executor
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.models import Maintenance
-from mailbox_app.operations import claim, prune, recover, tick
+from mailbox_app.operations import claim, missing, prune, recover, tick
 from mailbox_app.telemetry import observe
 
 
@@ -47,9 +47,9 @@ def due_tick(**_: Any) -> None:
 
 @shared_task(name="mailbox.sweep", ignore_result=True)
 def sweep(**_: Any) -> None:
-    """Take back lost leases, mend flags, send signals that were lost."""
+    """Take back lost leases, mend flags, end what no worker will run, send signals that were lost."""
     _drop_broken_connection()
-    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair):
+    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair, missing.note, missing.expire):
         recover.signal()
 
 

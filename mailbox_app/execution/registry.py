@@ -111,6 +111,7 @@ def announce(*, worker: str, queues: Collection[str], slots: int) -> int:
                     "options": catalogue.options(spec),
                     "registered_at": Now(),
                     "seen_at": Now(),
+                    "gone_at": None,
                 },
             )
     observe("worker.registered", worker=worker, queues=sorted(queues), slots=slots, agents=names)

@@ -6,13 +6,21 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from mailbox_app.conf import conf
 from mailbox_app.models.base import not_blank
+
+# A worker writes that it lives every `registration_seconds`; two of those may be late or lost.
+_MISSED = 3
 
 
 class AgentRegistrationQuerySet(models.QuerySet["AgentRegistration"]):
     def remembered(self, seconds: float) -> "AgentRegistrationQuerySet":
         """Registrations seen within that time, whether their worker lives or not."""
         return self.filter(seen_at__gte=Now() - timedelta(seconds=seconds))
+
+    def live(self) -> "AgentRegistrationQuerySet":
+        """Registrations of workers that were seen lately, and have not said that they end."""
+        return self.filter(gone_at=None).remembered(_MISSED * conf.registration_seconds)
 
 
 class AgentRegistration(models.Model):

@@ -58,6 +58,19 @@ class HasScope(BasePermission):
         return isinstance(request.auth, ApiToken) or bool(getattr(request.user, "is_authenticated", False))
 
 
+class IsStaff(BasePermission):
+    """Somebody of the staff, logged in: no token does what these routes do."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Tell whether the session's user is on the staff."""
+        return is_staff(request)
+
+
+def is_staff(request: Request) -> bool:
+    """Whether the request comes from a session of somebody on the staff."""
+    return not isinstance(request.auth, ApiToken) and bool(getattr(request.user, "is_staff", False))
+
+
 def scope_of(request: Request) -> str:
     """The scope the request lives in: its token's, else what `scope_for_user` says of its user."""
     if isinstance(request.auth, ApiToken):
