@@ -61,7 +61,8 @@ def gc(**_: Any) -> None:
 
 
 def _stop_consuming(exit_code: int) -> None:
-    state.should_stop = exit_code
+    """As a warm shutdown by a signal, with another exit code."""
+    state.should_stop = exit_code  # type: ignore[assignment]
 
 
 keeper = LeaseKeeper(renew_leases)

@@ -1,7 +1,7 @@
 """`@agent`: how a team names the code that answers; and how each process finds it."""
 
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import transaction
 from django.db.models.functions import Now
@@ -12,12 +12,14 @@ from mailbox_app.models import AgentRegistration
 from mailbox_app.telemetry import observe
 
 if TYPE_CHECKING:
+    from mailbox_app.execution.async_context import AsyncContext
     from mailbox_app.execution.context import Context
 
 # A month: what takes longer should wait for something, not run.
 MOST_TIMEOUT_SECONDS = 31 * 86_400
 
-AgentFunction = Callable[["Context"], Any]
+AgentFunction = Callable[["Context"], Any] | Callable[["AsyncContext"], Awaitable[Any]]
+AgentT = TypeVar("AgentT", bound=AgentFunction)
 
 
 def agent(
@@ -31,7 +33,7 @@ def agent(
     timeout_seconds: float | None = None,
     transient: Collection[type[BaseException]] = (),
     permanent: Collection[type[BaseException]] = (),
-) -> Callable[[AgentFunction], AgentFunction]:
+) -> Callable[[AgentT], AgentT]:
     """Register a function as the agent of this name; the function itself is returned unchanged.
 
     It takes a Context (an `async def`: an AsyncContext) and returns the run's final output: JSON, where a str also
@@ -68,7 +70,7 @@ def agent(
             f"agent {name!r}: timeout_seconds must be above 0 and at most {MOST_TIMEOUT_SECONDS}, not {timeout_seconds}"
         )
 
-    def register(function: AgentFunction) -> AgentFunction:
+    def register(function: AgentT) -> AgentT:
         catalogue.add(
             catalogue.AgentSpec(
                 name=name,

@@ -1,4 +1,4 @@
-"""A rolling deploy: old and new workers side by side, runs of both versions; no dead letters, and none waits in vain."""
+"""A rolling deploy: old and new workers side by side, with runs of both versions: no dead letters, no vain wait."""
 
 import signal
 import time

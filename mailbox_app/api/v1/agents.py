@@ -1,5 +1,7 @@
 """Agents, for staff: the configurations published for one."""
 
+from typing import Any
+
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
@@ -10,7 +12,7 @@ from rest_framework.response import Response
 from mailbox_app.api.v1 import idempotency, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of
 from mailbox_app.api.v1.pagination import limit_of, number_of, page, parameters
-from mailbox_app.api.v1.permissions import IsStaff
+from mailbox_app.api.v1.permissions import HasScope, IsStaff
 from mailbox_app.api.v1.schema import IDEMPOTENCY_KEY, LIMIT, REPLAYED, operation
 from mailbox_app.models import AgentVersion
 from mailbox_app.operations import publish
@@ -36,7 +38,7 @@ class AgentVersionSerializer(fields.Serializer[AgentVersion]):
     published_at = serializers.Instant()
 
 
-class AgentVersionPageSerializer(fields.Serializer[AgentVersion]):
+class AgentVersionPageSerializer(fields.Serializer[Any]):
     items = AgentVersionSerializer(many=True)
     next_cursor = fields.IntegerField(allow_null=True, help_text="Null on the last page.")
     has_more = fields.BooleanField()
@@ -46,7 +48,7 @@ _FIELDS = set(NewAgentVersionSerializer().fields)
 
 
 class AgentVersionsView(MailboxView):
-    permission_classes = (IsStaff,)
+    permission_classes = (HasScope, IsStaff)
 
     @operation(
         400, 422,

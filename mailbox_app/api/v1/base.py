@@ -98,7 +98,7 @@ class MailboxView(PublicView):
     """A route of the API proper: authenticated, and within one scope."""
 
     authentication_classes = AUTHENTICATION
-    permission_classes = (HasScope,)
+    permission_classes: Sequence[type[BasePermission]] = (HasScope,)
 
     scope: str
 
