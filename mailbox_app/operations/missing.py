@@ -109,9 +109,8 @@ def expire() -> int:
     found = list(stamped.values_list("id", "thread_id", "queue", "agent")[: conf.batch_size])
     _unstamp([pk for pk, _, queue, agent in found if (queue, agent) in live])
     expired = 0
-    for dispatch_id, thread_id, queue, agent in found:
-        if (queue, agent) in live:
-            continue
+    overdue = [(pk, thread_id) for pk, thread_id, queue, agent in found if (queue, agent) not in live]
+    for dispatch_id, thread_id in overdue:
         try:
             expired += _expire_on(thread_id, stamped.filter(pk=dispatch_id))
         except (OperationalError, InterfaceError):
