@@ -155,8 +155,9 @@ class Executor:
 
     def _free_seat(self) -> None:
         self._seats.leave()
-        while self._waiting:
-            hints.wake(self._waiting.pop())
+        waiting, self._waiting = self._waiting, set()
+        for queue in waiting:
+            hints.wake(queue)
 
     def _pass_on(self, queue: str) -> None:
         """Send the signal to somebody who can act on it, not faster than it may circle among those who cannot."""

@@ -39,11 +39,10 @@ class Places:
             self._taken += 1
             return True
 
-    def leave(self) -> bool:
-        """Give a place back; whether all of them were taken."""
+    def leave(self) -> None:
+        """Give a place back."""
         with self._changing:
             self._taken -= 1
-            return self._taken + 1 >= self._count()
 
     def abandon(self, claim: Claim) -> None:
         """The run of this claim has ended, and its code goes on."""

@@ -135,13 +135,14 @@ def test_what_is_served_again_when_its_time_is_over_is_not_ended() -> None:
     assert (scene.dispatch(posted).status, scene.dispatch(posted).unrunnable_since) == ("queued", None)
 
 
-def test_an_open_run_waits_for_its_worker_for_ever() -> None:
+def test_an_open_run_waits_for_its_worker_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     begun = scene.posted_and_taken()
     settle.nack(begun, code="transient", message="later", retry_after=0)
     scene.make_available(begun)
     Dispatch.objects.filter(pk=begun.dispatch_id).update(unrunnable_since=Now() - timedelta(days=30))
     assert missing.expire() == 0
     assert (scene.dispatch(begun).status, scene.run(begun).status) == ("queued", "running")
+    assert "expire.failed" not in caplog.text
 
 
 def test_an_ending_is_bounded_and_begins_with_the_oldest(settings: Any) -> None:
