@@ -1,5 +1,7 @@
 """The agents this process can import: filled by `execution/registry.py`, read wherever an agent's options matter."""
 
+import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,17 @@ class AgentSpec:
     priority: int | None = None
     max_attempts: int | None = None
     timeout_seconds: float | None = None
+    # Exception types of the agent's own: worth another attempt, or not.
+    transient: tuple[type[BaseException], ...] = ()
+    permanent: tuple[type[BaseException], ...] = ()
+
+    @functools.cached_property
+    def is_async(self) -> bool:
+        """Whether calling it makes a coroutine, to be run on the process's event loop."""
+        function: Any = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 _agents: dict[str, AgentSpec] = {}
@@ -53,6 +66,22 @@ def names() -> list[str]:
     return sorted(_agents)
 
 
+def is_async(name: str) -> bool:
+    """Whether the agent runs on the event loop; False where it cannot be imported."""
+    spec = _agents.get(name)
+    return spec is not None and spec.is_async
+
+
+def async_names() -> list[str]:
+    """Names of the agents that run on the event loop, sorted."""
+    return [name for name in names() if is_async(name)]
+
+
+def sync_names() -> list[str]:
+    """Names of the agents that need a slot of their own, sorted."""
+    return [name for name in names() if not is_async(name)]
+
+
 def options(spec: AgentSpec) -> dict[str, Any]:
     """What the agent asks for of the queue, as a registration stores it for processes that cannot import it."""
     wishes = {
@@ -60,6 +89,7 @@ def options(spec: AgentSpec) -> dict[str, Any]:
         "priority": spec.priority,
         "max_attempts": spec.max_attempts,
         "timeout_seconds": spec.timeout_seconds,
+        "accepts": None if spec.accepts is None else list(spec.accepts),
     }
     return {name: value for name, value in wishes.items() if value is not None}
 

@@ -46,6 +46,18 @@ class Settings:
     claim_budget_seconds: float = _setting(
         1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
     )
+    max_async_runs: int = _setting(
+        100, "runs of async agents on the event loop of one worker process (not of a prefork child: one)", least=1
+    )
+    async_verb_threads: int = _setting(
+        8, "threads, each with a database connection, for the verbs of one process's async agents", least=1, most=1000
+    )
+    async_step_threads: int = _setting(
+        32, "threads for the functions (not coroutines) in the steps of one process's async agents", least=1, most=1000
+    )
+    retire_seconds: float = _setting(
+        60.0, "how long a process that must be replaced lets its other runs go on before it hands them back", least=0
+    )
     max_attempts: int = _setting(5, "failures after which a dispatch is a dead letter", least=1, most=1000)
     max_turns: int = _setting(
         100, "turns after which a run ends although more input waits; that gets a run of its own", least=1, most=100_000

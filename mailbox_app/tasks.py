@@ -11,71 +11,39 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import Task, shared_task, signals
+from celery.worker import state
 from django.db import InterfaceError, OperationalError, connection
 
-from mailbox_app import catalogue, channel, hints
+from mailbox_app import channel, hints
 from mailbox_app.conf import conf
-from mailbox_app.execution import registry, runner
+from mailbox_app.execution import registry
+from mailbox_app.execution.executor import Executor
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.presence import Presence
 from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.exposer import Exposer
 from mailbox_app.flower import flower
-from mailbox_app.models import Maintenance, Thread
-from mailbox_app.operations import claim, deliver, prune, recover, tick
+from mailbox_app.models import Maintenance
+from mailbox_app.operations import claim, deliver, missing, prune, recover, tick
 from mailbox_app.telemetry import observe
 
-# How long to wait before looking again at due threads that others hold; doubles.
-_FIRST_PAUSE_SECONDS = 0.005
 # A process that ends waits so long for the broker to take what it still has to tell.
 _FLUSH_SECONDS = 1.0
 
 
 @shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False, send_events=False)
 def execute(self: "Task[..., Any]", /, **_: Any) -> int:
-    """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
-
-    The next signal is sent before each run, if due work is left, so that other slots start at once.
-    """
+    """Answer a signal: claim and run what is due on its queue; returns how many runs it began."""
     queue = str((self.request.delivery_info or {}).get("routing_key") or conf.default_queue)
     worker = f"{self.request.hostname or 'worker'}:{os.getpid()}"
     _drop_broken_connection()
     channel.lower_flag(queue)
-    ran, pause, stop_at = 0, _FIRST_PAUSE_SECONDS, time.monotonic() + conf.claim_budget_seconds
-    while True:
-        taken = _claim(queue, worker)
-        if taken.claims and taken.has_more:
-            hints.wake(queue)
-        for one in taken.claims:
-            runner.run(one, keeper=keeper, own_process=_is_pool_child())
-            ran += 1
-        if not taken.has_more and not taken.claims:
-            return ran
-        if time.monotonic() >= stop_at:
-            if taken.has_more or Thread.objects.due(queue).first() is not None:
-                hints.wake(queue)
-            return ran
-        if not taken.claims:
-            # All that is due is held by somebody: by who is claiming it, or by who is adding to it and, since it was
-            # due already, will send no signal. Look again rather than leave it to the sweep.
-            time.sleep(pause)
-            pause *= 2
-
-
-def _claim(queue: str, worker: str) -> claim.Claimed:
-    """Claim one head. If the connection breaks, the COMMIT may have won: what it took is handed back, not orphaned."""
-    tokens = [uuid.uuid4()]
-    try:
-        return claim.due(queue=queue, agents=catalogue.names(), worker=worker, tokens=tokens)
-    except (OperationalError, InterfaceError):
-        connection.close()
-        claim.hand_back(tokens=tokens)
-        raise
+    return executor.work(queue=queue, worker=worker, own_process=_is_pool_child())
 
 
 @shared_task(name="mailbox.renew_leases", ignore_result=True)
-def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]:
-    """Prolong the leases of these claims; returns the tokens that were lost. Called by the lease keeper, not sent."""
+def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> claim.Renewed:
+    """Prolong the leases of these claims; which are lost, or to be cancelled. Called by the lease keeper, not sent."""
     return claim.renew(tokens=tokens)
 
 
@@ -88,9 +56,10 @@ def due_tick(**_: Any) -> None:
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
 def sweep(**_: Any) -> None:
-    """Take back lost leases, mend flags, deliver what is sent between threads, send signals that were lost."""
+    """Take back lost leases, mend flags, deliver between threads, end what no worker will run, send lost signals."""
     _drop_broken_connection()
-    if _pass("sweep", conf.sweep_seconds, recover.reclaim, recover.repair, deliver.batch):
+    batches = (recover.reclaim, recover.repair, deliver.batch, missing.note, missing.expire)
+    if _pass("sweep", conf.sweep_seconds, *batches):
         recover.signal()
 
 
@@ -101,9 +70,15 @@ def gc(**_: Any) -> None:
     _pass("gc", conf.gc_seconds, prune.batch)
 
 
+def _stop_consuming(exit_code: int) -> None:
+    """As a warm shutdown by a signal, with another exit code."""
+    state.should_stop = exit_code  # type: ignore[assignment]
+
+
 keeper = LeaseKeeper(renew_leases)
 presence = Presence()
 exposer = Exposer()
+executor = Executor(keeper, stop_consuming=_stop_consuming)
 standby = Standby(
     {
         "due_tick": Pass(lambda: conf.due_tick_seconds, due_tick),
@@ -128,6 +103,7 @@ def _begin(sender: Any = None, **_: Any) -> None:
     presence.begin(str(sender.hostname))
     flower.worker = str(sender.hostname) if sender.task_events else ""
     exposer.prepare()
+    executor.prepare()
 
 
 @signals.worker_process_init.connect
@@ -144,6 +120,7 @@ def _announce(sender: Any = None, **_: Any) -> None:
         # A parent that forks must have no threads of ours: its children do this instead.
         standby.start()
         flower.start()
+        executor.slot_count = int(sender.pool.num_processes or 1)
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
         announcement.update(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
@@ -178,11 +155,23 @@ def _end_in_child(**_: Any) -> None:
     flower.flush(_FLUSH_SECONDS)
 
 
+@signals.worker_shutting_down.connect
+def _stop_claiming(**_: Any) -> None:
+    executor.stop_claiming()
+
+
 @signals.worker_shutdown.connect
 def _end(**_: Any) -> None:
+    """The last step of a warm shutdown, after the pool's slots: like theirs, the runs of the loop are waited for.
+
+    SIGQUIT hurries: what still runs is left to its lease.
+    """
+    has_drained = executor.drain(is_hurried=lambda: bool(state.should_terminate))
     flower.flush(_FLUSH_SECONDS)
     presence.leave()
     exposer.stop()
+    if not has_drained:
+        os._exit(os.EX_SOFTWARE)
 
 
 def _is_pool_child() -> bool:

@@ -241,7 +241,7 @@ class _NoLease(LeaseKeeper):
             limit.cancel()
 
 
-_keeper = _NoLease(lambda tokens: set())
+_keeper = _NoLease(lambda tokens: claim.Renewed())
 
 
 def _take(names: Sequence[str]) -> Claim | None:

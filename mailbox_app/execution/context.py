@@ -81,6 +81,11 @@ class Context:
     def metadata(self) -> dict[str, Any]:
         return self._claim.metadata
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The published configuration the run is bound to (AgentVersion); {} if it is bound to none."""
+        return self._claim.config
+
     def history(self, limit: int = 50) -> list[IncomingMessage]:
         """The last `limit` messages of the thread before this turn's first input, oldest first."""
         self._journal.check()
@@ -243,6 +248,10 @@ class Context:
         self._must_hand_over = True
         reached: list[Message] = self._journal.fenced(checkpoint.reach, **again)
         return reached
+
+    def belongs_to(self, task: object) -> None:
+        """Take this task for the agent's own; for the runner."""
+        self._journal.belongs_to(task)
 
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""

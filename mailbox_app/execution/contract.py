@@ -1,13 +1,14 @@
 """What user code may rely on: the shape of a message, and how its errors are understood."""
 
-import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from mailbox_app.errors import InvalidInput, MailboxError, Permanent, Stop, Transient
+from mailbox_app import catalogue
+from mailbox_app.errors import MailboxError
+from mailbox_app.execution.verdict import Verdict, judge
 from mailbox_app.models import Message
 from mailbox_app.outcomes import Failed, Outcome, Retry
 
@@ -42,38 +43,25 @@ class IncomingMessage:
 # Longest error text that is stored; the whole of it is in the worker's log.
 _MAX_MESSAGE = 2_000
 _MAX_CODE = 100
-# A longer wait is a mistake, and a far longer one no timestamp can hold.
-_LONGEST_RETRY_SECONDS = 7 * 86_400.0
 
 
-def outcome_of(error: BaseException) -> Retry | Failed:
-    """How an agent's exception ends its activation, by its type.
+def outcome_of(error: BaseException, spec: catalogue.AgentSpec | None = None) -> Retry | Failed:
+    """How an agent's exception ends its activation, as `verdict.py` judges it: another attempt, or none.
 
-    Transient, timeouts, connection errors and whatever is not known: another attempt, after `retry_after` seconds if
-    the error names them. Permanent, and input the app refused: none. The text of an error that is not of our tree may
-    hold anything, a key in a URL for one: it is for operators alone.
+    The text of an error that is not of our tree may hold anything, a key in a URL for one: it is for operators alone.
     """
     name = type(error).__name__
-    code = readable(str((isinstance(error, MailboxError | Stop) and error.code) or name))[:_MAX_CODE]
+    judgement = judge(error, spec)
+    code = readable(judgement.code)[:_MAX_CODE]
     try:
         text = str(error)
     except Exception as unprintable:  # a team's own __str__
         text = f"its text raised {type(unprintable).__name__}"
     detail = readable(f"{name}: {text}" if text else name)
     message = detail if isinstance(error, MailboxError) else readable(f"the agent raised {name}")
-    if isinstance(error, Permanent | InvalidInput):
+    if judgement.verdict is Verdict.PERMANENT:
         return Failed(code=code, message=message, detail=detail)
-    after = _wait(error.retry_after) if isinstance(error, Transient) else None
-    return Retry(code=code, message=message, detail=detail, after=after)
-
-
-def _wait(retry_after: Any) -> float | None:
-    """A team's retry_after in seconds; None, the ordinary backoff, for what is no number (a header's text may be)."""
-    try:
-        seconds = float(retry_after)
-    except (TypeError, ValueError):
-        return None
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_RETRY_SECONDS)
+    return Retry(code=code, message=message, detail=detail, after=judgement.after)
 
 
 def readable(text: str) -> str:

@@ -9,13 +9,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, ReplayMismatch, Stop
+from mailbox_app.execution import caller
 from mailbox_app.models import JournalEntry
 from mailbox_app.operations import inputs
 from mailbox_app.operations.checkpoint import Record
@@ -26,9 +26,6 @@ Attempted = TypeVar("Attempted")
 
 _Slot = tuple[str, str, str, int]
 
-# The step whose function is running, in this thread: other threads of the agent may be in steps of their own.
-_step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
-
 
 class Journal:
     """Names each use of a verb, finds its record, and writes an effect with its record exactly once.
@@ -38,13 +35,17 @@ class Journal:
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
-        self._thread = threading.get_ident()
+        self._caller = caller.identity()
         self._uses: Counter[tuple[str, str, str]] = Counter()
         self._counting = threading.Lock()
         self._records: dict[_Slot, JournalEntry] | None = None
         # Set when a write may have won although its answer was lost.
         self._must_look = False
         self._stop: Stop | None = None
+
+    def belongs_to(self, task: object) -> None:
+        """Take this task for the agent's own."""
+        self._caller = task
 
     @property
     def stop(self) -> Stop | None:
@@ -66,10 +67,10 @@ class Journal:
         self.check()
         refuse_transaction()
         inputs.text(f"name of a {verb}", name)
-        if _step.get() is not None:
-            raise Permanent(f"{verb} {name!r} was called inside step {_step.get()!r}: steps do not nest")
-        if key is None and threading.get_ident() != self._thread:
-            raise Permanent(f"{verb} {name!r} was called from another thread than the agent's own and needs a key=")
+        if caller.step.get() is not None:
+            raise Permanent(f"{verb} {name!r} was called inside step {caller.step.get()!r}: steps do not nest")
+        if key is None and caller.identity() != self._caller:
+            raise Permanent(f"{verb} {name!r} was called from another thread or task than the agent's; it needs a key=")
         hashed = inputs.document(f"arguments of {verb} {name}", arguments, most_bytes=conf.max_result_bytes)
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
         with self._counting:
@@ -100,14 +101,14 @@ class Journal:
     @contextmanager
     def inside(self, entry: Record) -> Iterator[None]:
         """Run a step's function in this block: no verb may be called, and what it raises takes the use back."""
-        token = _step.set(entry.name)
+        token = caller.step.set(entry.name)
         try:
             yield
         except BaseException:
             self._unuse(entry)
             raise
         finally:
-            _step.reset(token)
+            caller.step.reset(token)
 
     def once(self, entry: Record, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The record's result if there is one, else that of `effect`."""

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from django.db import connection
 
 from mailbox_app.conf import conf
-from mailbox_app.errors import LeaseLost, Stop
+from mailbox_app.errors import Cancelled, LeaseLost, Stop
+from mailbox_app.execution.pool import Pool
+from mailbox_app.operations.claim import Renewed
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.telemetry import observe
 
 # A look at least this often, should a wake-up be missed.
 _LOOK_SECONDS = 1.0
+# Each waits for a thread's fence with a connection of its own, while a hundred agents may run out of time together.
+_ENDINGS = 8
 
-Renew = Callable[[Collection[uuid.UUID]], set[uuid.UUID]]
+Renew = Callable[[Collection[uuid.UUID]], Renewed]
 
 
 @dataclass
@@ -31,14 +35,15 @@ class _Held:
     # This process's monotonic clock: it measures durations only, instants are the database's.
     lease_ends: float
     times_out: float
+    is_cancelled: bool = False
 
 
 class LeaseKeeper:
     """Renews what this process holds every `renewal_seconds`, in one statement, and watches leases and time limits.
 
     Two threads: a renewal that hangs must not keep the other from seeing that a lease is over. A database hiccup is
-    retried until then; a claim that was lost stops that run alone. `renew` is handed in by `tasks.py`: tokens in, lost
-    tokens out.
+    retried until then; a claim that was lost stops that run alone, and so does a request to cancel it. `renew` is
+    handed in by `tasks.py`.
     """
 
     def __init__(self, renew: Renew) -> None:
@@ -46,13 +51,28 @@ class LeaseKeeper:
         self._held: dict[uuid.UUID, _Held] = {}
         self._changed = threading.Condition()
         self._threads: dict[str, threading.Thread] = {}
+        self._endings = Pool("mailbox-time-limit", lambda: _ENDINGS)
         self._pid = 0
+
+    @property
+    def tokens(self) -> list[uuid.UUID]:
+        """The claims that are kept now."""
+        with self._changed:
+            return list(self._held) if self._pid == os.getpid() else []
+
+    def drop_all(self) -> list[uuid.UUID]:
+        """Stop every run as if its lease were lost, and renew none; returns their tokens. The process is to end."""
+        with self._changed:
+            dropped, self._held = self._held, {}
+        for held in dropped.values():
+            held.stop_with(LeaseLost(f"the worker of dispatch {held.claim.dispatch_id} ends"))
+        return list(dropped)
 
     @contextmanager
     def holding(
         self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
     ) -> Iterator[None]:
-        """Keep the claim's lease while the block runs; `on_timeout` is called once, in a thread of its own."""
+        """Keep the claim's lease while the block runs; `on_timeout` is called once, in another thread."""
         now = time.monotonic()
         held = _Held(claim, stop_with, on_timeout, now + conf.lease_seconds, now + timeout)
         with self._changed:
@@ -107,7 +127,7 @@ class LeaseKeeper:
             held_now = list(self._held.values())
         started = time.monotonic()
         try:
-            lost = self._renew([held.claim.token for held in held_now])
+            renewed = self._renew([held.claim.token for held in held_now])
         except Exception as error:  # whatever it is: this thread must not end while agents run
             observe("lease.renewal_failed", level=logging.WARNING, error=type(error).__name__, claims=len(held_now))
             return False
@@ -116,10 +136,13 @@ class LeaseKeeper:
             with contextlib.suppress(Exception):
                 connection.close()
         for held in held_now:
-            if held.claim.token in lost:
+            if held.claim.token in renewed.lost:
                 self._lose(held)
-            else:
-                held.lease_ends = started + conf.lease_seconds
+                continue
+            held.lease_ends = started + conf.lease_seconds
+            if held.claim.token in renewed.cancelled and not held.is_cancelled:
+                held.is_cancelled = True
+                held.stop_with(Cancelled(f"run {held.claim.run_id} was cancelled"))
         return True
 
     def _lose(self, held: _Held) -> None:
@@ -130,10 +153,9 @@ class LeaseKeeper:
         observe("lease.lost", level=logging.WARNING, dispatch_id=held.claim.dispatch_id, run_id=held.claim.run_id)
 
     def _time_out(self, held: _Held) -> None:
-        # A thread of its own: it waits for the thread's fence, and other leases are due meanwhile.
-        ending = threading.Thread(target=held.on_timeout, name="mailbox-time-limit", daemon=True)
+        # In another thread: it waits for the thread's fence, and other leases are due meanwhile.
         try:
-            ending.start()
+            self._endings.submit(held.on_timeout)
         except RuntimeError as error:  # no thread to be had now; the next look tries again
             observe("lease.time_out_failed", level=logging.ERROR, dispatch_id=held.claim.dispatch_id, error=str(error))
             time.sleep(_LOOK_SECONDS)

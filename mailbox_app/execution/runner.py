@@ -1,136 +1,166 @@
 """Run one claim: context, agent, outcome, settle. Nothing is locked and no transaction is open while the agent runs."""
 
+import asyncio
 import faulthandler
 import logging
-import os
-import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connection
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
 
-from mailbox_app import catalogue, outcomes, tracing
 from mailbox_app.conf import conf
-from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, Suspended, TimedOut
-from mailbox_app.execution.context import Context
+from mailbox_app.errors import InvalidInput, LeaseLost
+from mailbox_app.execution.activation import Activation
+from mailbox_app.execution.async_context import AsyncContext
 from mailbox_app.execution.contract import outcome_of
 from mailbox_app.execution.lease import LeaseKeeper
-from mailbox_app.operations import inputs, settle
+from mailbox_app.execution.loop import loop, nothing_left_behind, on, verbs
+from mailbox_app.execution.places import Places
+from mailbox_app.operations import inputs
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.outcomes import Failed, Finished, Outcome, Retry, Stopped
-from mailbox_app.telemetry import observe, running
+from mailbox_app.telemetry import observe
 
 # How long past its time limit a child may go on before C code ends it: the keeper's settle gets this long.
 _HARD_LIMIT_GRACE_SECONDS = 5.0
 
+# The loop itself keeps no task alive.
+_tidying: set[asyncio.Task[Any]] = set()
 
-def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> None:
+
+def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None = None) -> None:
     """Execute a claimed dispatch to its end, turn by turn."""
     turn: Claim | None = claim
     while turn is not None:
-        turn = run_turn(turn, keeper=keeper, own_process=own_process)
+        turn = run_turn(turn, keeper=keeper, own_process=own_process, places=places)
 
 
-def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> Claim | None:
+def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None = None) -> Claim | None:
     """Execute one turn, and return the next one's claim if it is followed by one.
 
     Returns also when the lease was lost: then nothing more is written.
 
-    `own_process`: this process runs one agent at a time and may be killed (prefork); its time limit is enforced. A
-    thread cannot be killed: a run past its limit is settled without it, and its verbs raise from then on.
+    An async agent runs on the process's loop, and this thread waits for it. `own_process`: this process runs one agent
+    at a time and may be killed (prefork); its time limit is enforced. A thread cannot be killed: a run past its limit
+    is settled without it, its verbs raise from then on, and its place among `places` is abandoned until it returns.
     """
-    started = time.monotonic()
-    spec = catalogue.find(claim.agent)
-    context = Context(claim)
-    limit = (spec.timeout_seconds if spec else None) or conf.timeout_seconds
-
-    # One of the two ends the run, the agent or its time limit; the other must not kill a process that has gone on.
-    ending, has_ended = threading.Lock(), False
-
-    def time_out() -> None:
-        with ending:
-            if has_ended:
-                return
-            context.stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {limit:g} s"))
-            try:
-                message = f"ran past its limit of {limit:g} s"
-                has_settled, _ = _settle(claim, Retry(code=TimedOut.code, message=message))
-                observe("run.timed_out", level=logging.WARNING, **ids, agent=claim.agent, seconds=limit)
-            finally:
-                connection.close()
-                # Whatever came of it, the lease is kept no longer: at worst the sweep takes the run back.
-                keeper.forget(claim)
-            if own_process and has_settled:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    ids: dict[str, Any] = {"thread_id": claim.thread_id, "run_id": claim.run_id, "dispatch_id": claim.dispatch_id}
-    span = tracing.activation_span(claim.trace, agent=claim.agent, attempt=claim.attempt, **ids)
-    holding = keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit)
-    with running(**ids), span, holding:
-        with _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
-            agent_outcome = _execute(claim, context)
-        # From here on the agent has kept its limit, however long the thread is held by others.
-        with ending:
-            has_ended = True
-            outcome = _judged(agent_outcome, context)
-            _, following = (False, None) if outcome is None else _settle(claim, outcome)
-    observe(
-        "run.executed",
-        run_id=claim.run_id,
-        thread_id=claim.thread_id,
-        dispatch_id=claim.dispatch_id,
-        agent=claim.agent,
-        attempt=claim.attempt,
-        outcome=type(outcome).__name__.lower() if outcome else "lease_lost",
-        seconds=round(time.monotonic() - started, 4),
-    )
+    activation = Activation(claim, keeper=keeper, own_process=own_process, places=places)
+    with activation.held():
+        with _hard_limit(activation.limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
+            if activation.is_async:
+                agent_outcome = loop.spawn(_execute_async(activation)).result()
+            else:
+                agent_outcome = _execute(activation)
+        outcome, following = activation.end(agent_outcome)
+    activation.report(outcome)
     return following
 
 
-def _execute(claim: Claim, context: Context) -> Outcome:
-    """Call the agent; how it ended, if nothing stopped it."""
-    spec = catalogue.find(claim.agent)
-    if spec is None:
-        return Retry(code="agent_missing", message=f"this worker has no agent named {claim.agent!r}")
+def begin(claim: Claim, *, keeper: LeaseKeeper, places: Places, on_end: Callable[[], None]) -> None:
+    """Execute a claimed dispatch of an async agent on the process's loop, and return at once.
+
+    `on_end` is called when its place is free again, in a thread where it may wait for a broker.
+    """
+    loop.spawn(_execute_beside(claim, partial(Activation, keeper=keeper, own_process=False, places=places), on_end))
+
+
+async def _execute_beside(claim: Claim, activate: Callable[[Claim], Activation], on_end: Callable[[], None]) -> None:
+    """What `run` does, where nothing may block."""
+    turn: Claim | None = claim
     try:
-        return _finished(spec.function(context), context)
+        while turn is not None:
+            activation, turn = activate(turn), None
+            with activation.held():
+                agent_outcome = await _execute_async(activation)
+                outcome = None
+                # A lost run is nobody's to settle: whoever has it may hold its thread for long.
+                if not isinstance(activation.context.stop, LeaseLost):
+                    outcome, turn = await on(verbs, partial(activation.end, agent_outcome))
+            activation.report(outcome)
+    except Exception as error:  # nobody waits for this task: its lease runs out, and the sweep takes the run back
+        ids = {"run_id": claim.run_id, "dispatch_id": claim.dispatch_id}
+        observe("settle.failed", level=logging.ERROR, **ids, error=type(error).__name__)
+    finally:
+        await on(verbs, on_end)
+
+
+def _execute(activation: Activation) -> Outcome:
+    """Call the agent; how it ended, if nothing stopped it."""
+    if activation.spec is None:
+        return _missing(activation)
+    try:
+        return _finished(activation.spec.function(activation.context), activation)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library's cancellation is no Exception, and must not end the worker either
         if isinstance(error, SystemExit) and type(error) is not SystemExit:
             raise  # the worker's own shutdown, not the agent's sys.exit()
-        if error is context.stop:
-            return Stopped()
-        observe(
-            "agent.failed",
-            level=logging.WARNING,
-            run_id=claim.run_id,
-            agent=claim.agent,
-            error=type(error).__name__,
-            # Where, not what: the text may hold what a user wrote.
-            traceback="".join(traceback.format_tb(error.__traceback__, limit=-8)),
-        )
-        return outcome_of(RuntimeError(f"sys.exit({error.code!r})") if isinstance(error, SystemExit) else error)
+        return _failed(error, activation)
 
 
-def _judged(outcome: Outcome, context: Context) -> Outcome | None:
-    """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
-    if context.stop is None:
-        return outcome
-    if isinstance(context.stop, Suspended):
-        wait: Outcome = context.stop.wait
-        return wait
-    return Stopped() if isinstance(context.stop, Cancelled) else None
+async def _execute_async(activation: Activation) -> Outcome:
+    """Await the agent in a task of its own, which may be cancelled."""
+    task = asyncio.ensure_future(_call(activation))
+    activation.runs_as(task)
+    await asyncio.wait([task])
+    tidying = asyncio.ensure_future(_tidy())
+    _tidying.add(tidying)
+    tidying.add_done_callback(_tidying.discard)
+    # Cancelled before it began: it was lost or asked to stop by then.
+    return Stopped() if task.cancelled() else task.result()
 
 
-def _finished(output: object, context: Context) -> Outcome:
+@sync_to_async
+def _tidy() -> None:
+    """Close what asgiref's thread keeps open: agents that await the ORM share it, and one broken connection with it."""
+    close_old_connections()
+
+
+async def _call(activation: Activation) -> Outcome:
+    if activation.spec is None:
+        return _missing(activation)
+    context = AsyncContext(activation.context)
+    try:
+        async with nothing_left_behind():
+            output = await activation.spec.function(context)
+            await context.sent()
+        return _finished(output, activation)
+    except BaseException as error:  # asyncio would let SystemExit end the loop, and with it everybody's run
+        return _failed(error, activation)
+
+
+def _missing(activation: Activation) -> Outcome:
+    return Retry(code="agent_missing", message=f"this worker has no agent named {activation.claim.agent!r}")
+
+
+def _failed(error: BaseException, activation: Activation) -> Outcome:
+    """How the agent's exception ends its activation."""
+    claim = activation.claim
+    stop = activation.context.stop
+    if error is stop or (stop is not None and isinstance(error, asyncio.CancelledError)):
+        return Stopped()
+    observe(
+        "agent.failed",
+        level=logging.WARNING,
+        run_id=claim.run_id,
+        agent=claim.agent,
+        error=type(error).__name__,
+        # Where, not what: the text may hold what a user wrote.
+        traceback="".join(traceback.format_tb(error.__traceback__, limit=-8)),
+    )
+    if isinstance(error, SystemExit):
+        error = RuntimeError(f"sys.exit({error.code!r})")
+    return outcome_of(error, activation.spec)
+
+
+def _finished(output: object, activation: Activation) -> Outcome:
     """The agent's return value as an outcome; a value that cannot be stored fails the run, and would again."""
-    state: object = context.state  # an agent may have put anything there
+    state: object = activation.context.state  # an agent may have put anything there
     if not isinstance(state, dict):
         return Failed(code="invalid_output", message=f"state must be an object, not {type(state).__name__}")
     try:
@@ -140,52 +170,6 @@ def _finished(output: object, context: Context) -> Outcome:
         )
     except InvalidInput as error:
         return Failed(code="invalid_output", message=error.message)
-
-
-def _settle(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
-    """Tell the database, again and again while the lease may last.
-
-    Returns whether the claim was still ours to settle, and the next turn's claim if there is one.
-
-    A settle that already won, but whose answer was lost with the connection, recognises itself.
-    """
-    give_up_at = time.monotonic() + conf.lease_seconds
-    pause = 0.05
-    while True:
-        try:
-            return True, _tell(claim, outcome)
-        except LeaseLost:
-            observe(
-                "settle.refused",
-                level=logging.WARNING,
-                dispatch_id=claim.dispatch_id,
-                outcome=type(outcome).__name__.lower(),
-            )
-            return False, None
-        except (OperationalError, InterfaceError) as error:
-            if time.monotonic() >= give_up_at:
-                raise
-            observe("settle.retried", level=logging.WARNING, dispatch_id=claim.dispatch_id, error=type(error).__name__)
-            connection.close()
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
-
-def _tell(claim: Claim, outcome: Outcome) -> Claim | None:
-    match outcome:
-        case Finished():
-            return settle.complete(claim, output=outcome.output, state=outcome.state)
-        case outcomes.Suspended():
-            settle.suspend(claim, outcome)
-        case Retry():
-            settle.nack(
-                claim, code=outcome.code, message=outcome.message, detail=outcome.detail, retry_after=outcome.after
-            )
-        case Failed():
-            settle.dead_letter(claim, code=outcome.code, message=outcome.message, detail=outcome.detail)
-        case Stopped():
-            settle.stopped(claim)
-    return None
 
 
 @contextmanager

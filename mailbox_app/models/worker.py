@@ -20,7 +20,7 @@ class AgentRegistrationQuerySet(models.QuerySet["AgentRegistration"]):
 
     def live(self) -> "AgentRegistrationQuerySet":
         """Registrations of workers that were seen lately, and have not said that they end."""
-        return self.remembered(_MISSED * conf.registration_seconds)
+        return self.filter(gone_at=None).remembered(_MISSED * conf.registration_seconds)
 
     def of_worker(self, worker: str) -> "AgentRegistrationQuerySet":
         return self.filter(worker=worker)
@@ -31,8 +31,7 @@ class AgentRegistrationQuerySet(models.QuerySet["AgentRegistration"]):
 
     def leave(self) -> int:
         """Write down that their worker has ended: no longer live, remembered as any other that was not seen since."""
-        past = Now() - timedelta(seconds=_MISSED * conf.registration_seconds)
-        return self.filter(seen_at__gt=past).update(seen_at=past)
+        return self.filter(gone_at=None).update(gone_at=Now())
 
     def by_queue(self) -> dict[str, tuple[int, int]]:
         """How many workers serve each queue, and the slots of those together."""

@@ -33,9 +33,8 @@ _LANES = """
         FROM lane WHERE lane.version IS NOT NULL
     )
 """
-# Candidates: the first of each lane, then the first of all; of these, those that nobody holds. Each row is looked at
-# again under its lock: what is no longer due by then is left out. One row comes back even if none could be locked.
-LOCK = (
+# Candidates: the first of each lane, then the first of all.
+_CANDIDATES = (
     _LANES
     + """
     , candidate AS MATERIALIZED (
@@ -55,6 +54,13 @@ LOCK = (
         ORDER BY head.due_priority, head.due_at, head.id
         LIMIT %(width)s
     )
+"""
+)
+# Of these, those that nobody holds. Each row is looked at again under its lock: what is no longer due by then is left
+# out. One row comes back even if none could be locked.
+LOCK = (
+    _CANDIDATES
+    + """
     SELECT (SELECT count(*) FROM candidate), clock_timestamp(), {columns}
     FROM (SELECT) AS one
     LEFT JOIN (
@@ -112,6 +118,14 @@ def lock(
             thread.locked_at = clock
             threads.append(thread)
     return threads, count
+
+
+def are_due(*, queue: str, agents: Collection[str]) -> bool:
+    """Whether the queue has due work that these agents can run."""
+    if not agents:
+        return False
+    params = lanes(queue, Runnable.of(agents)) | {"width": 1, "without": []}
+    return bool(ask(f"{_CANDIDATES} SELECT id FROM candidate", params))
 
 
 def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.models import (
     UNCLAIMED,
+    AgentVersion,
     Boundary,
     Dispatch,
     Kind,
@@ -55,7 +56,7 @@ _RENEW = """
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS held
     WHERE dispatch.id = held.id
-    RETURNING dispatch.claim_token
+    RETURNING dispatch.claim_token, dispatch.cancel_requested_at IS NOT NULL
 """
 
 
@@ -65,6 +66,14 @@ class Claimed:
 
     claims: list[Claim]
     has_more: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewed:
+    """What a renewal learned of the claims: which are lost, and which somebody asked to cancel."""
+
+    lost: Collection[uuid.UUID] = ()
+    cancelled: Collection[uuid.UUID] = ()
 
 
 def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uuid.UUID]) -> Claimed:
@@ -103,18 +112,20 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     return Claimed(claims=[], has_more=bool(waiting))
 
 
-def renew(*, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Prolong the leases of these claims by a full lease from now and return the tokens that were lost.
+def renew(*, tokens: Collection[uuid.UUID]) -> Renewed:
+    """Prolong the leases of these claims by a full lease from now; which were lost, and which are asked to stop.
 
     A token whose row somebody holds just now is not prolonged this time, and not lost.
     """
     if not tokens:
-        return set()
-    missing = set(tokens) - {row[0] for row in ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})}
+        return Renewed()
+    renewed = ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
+    found: dict[uuid.UUID, bool] = dict(renewed)
+    missing = set(tokens) - set(found)
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
         missing -= {token for token in still.values_list("claim_token", flat=True) if token is not None}
-    return missing
+    return Renewed(lost=missing, cancelled={token for token, is_cancelled in found.items() if is_cancelled})
 
 
 class _Unclaimable(Exception):
@@ -268,8 +279,17 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
         options=run.options,
         metadata=run.metadata,
         trace=run.activation.get("trace") or {},
+        config=_configuration(run),
         lease_until=lease_until,
     )
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    """What the run was bound to when it was submitted; a published version never changes."""
+    if not run.config_version:
+        return {}
+    found = AgentVersion.objects.filter(agent=run.agent, version=run.config_version)
+    return dict(found.values_list("configuration", flat=True).first() or {})
 
 
 def _inherited(thread: Thread, run: Run) -> dict[str, Any]:

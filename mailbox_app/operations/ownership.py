@@ -69,6 +69,8 @@ class Claim:
     metadata: dict[str, Any]
     # Where the run was submitted: {"traceparent": …}, or {}.
     trace: dict[str, str]
+    # Of the AgentVersion the run is bound to; {} if it is bound to none.
+    config: dict[str, Any]
     lease_until: datetime
 
 

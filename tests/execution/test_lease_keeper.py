@@ -12,7 +12,7 @@ import pytest
 from django.db import OperationalError
 
 from mailbox_app.errors import LeaseLost, Stop
-from mailbox_app.execution import Context, runner
+from mailbox_app.execution import Context, activation, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch
 from mailbox_app.operations import claim, recover, settle
@@ -31,7 +31,7 @@ class Renewals:
         self.calls: list[set[uuid.UUID]] = []
         self.fail_with: Exception | None = None
 
-    def __call__(self, tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    def __call__(self, tokens: Collection[uuid.UUID]) -> claim.Renewed:
         self.calls.append(set(tokens))
         if self.fail_with is not None:
             raise self.fail_with
@@ -138,7 +138,7 @@ def test_a_renewal_whose_backend_is_terminated_is_made_up_for() -> None:
     one, stops = scene.posted_and_taken(), []
     before, killed = scene.dispatch(one).lease_until, []
 
-    def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    def renew(tokens: Collection[uuid.UUID]) -> claim.Renewed:
         if not killed:
             killed.append(True)
             lose_connection()
@@ -216,7 +216,7 @@ def test_a_time_limit_that_comes_after_the_agent_s_end_neither_settles_nor_kills
     """The process may be running another claim by then."""
     calls: list[Callable[[], None]] = []
     kills: list[tuple[int, int]] = []
-    monkeypatch.setattr(runner.os, "kill", lambda *given: kills.append(given))
+    monkeypatch.setattr(activation.os, "kill", lambda *given: kills.append(given))
 
     class Grasping(LeaseKeeper):
         def holding(self, claim: Claim, **given: Any) -> Any:
@@ -236,5 +236,5 @@ def test_a_time_limit_that_comes_after_the_agent_s_end_neither_settles_nor_kills
 def test_a_token_that_is_no_claim_is_lost() -> None:
     one = scene.posted_and_taken()
     forged = replace(one, token=uuid.uuid4())
-    assert claim.renew(tokens=[one.token, forged.token]) == {forged.token}
-    assert claim.renew(tokens=[]) == set()
+    assert claim.renew(tokens=[one.token, forged.token]).lost == {forged.token}
+    assert not claim.renew(tokens=[]).lost

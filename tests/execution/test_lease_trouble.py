@@ -35,10 +35,10 @@ def test_a_renewal_that_hangs_keeps_neither_time_limits_nor_the_end_of_the_lease
     hanging, release, stops = threading.Event(), threading.Event(), []
     timed_out: list[bool] = []
 
-    def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    def renew(tokens: Collection[uuid.UUID]) -> claim.Renewed:
         hanging.set()
         release.wait(20)
-        return set()
+        return claim.Renewed()
 
     keeper = LeaseKeeper(renew)
     since = time.monotonic()
@@ -61,7 +61,7 @@ def test_an_error_nobody_expects_of_a_renewal_does_not_end_renewals() -> None:
     before = scene.dispatch(one).lease_until
     calls: list[int] = []
 
-    def renew(tokens: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    def renew(tokens: Collection[uuid.UUID]) -> claim.Renewed:
         calls.append(len(tokens))
         if len(calls) <= 2:
             raise RuntimeError("can't start new thread")

@@ -54,7 +54,7 @@ def test_a_verb_from_another_thread_without_a_key_is_refused_before_any_effect(v
     claim = perform(agent)
     error = scene.run(claim).error
     assert error is not None
-    assert error["message"].endswith("was called from another thread than the agent's own and needs a key=")
+    assert error["message"].endswith("was called from another thread or task than the agent's; it needs a key=")
     assert (JournalEntry.objects.count(), Event.objects.filter(kind="Inner").count()) == (0, 0)
 
 

@@ -172,7 +172,7 @@ def test_a_renewal_is_a_full_lease_from_now_and_touches_nothing_else() -> None:
     scene.expire_lease(one, by=timedelta(seconds=-3))
     before = scene.tables()
     started = scene.database_now()
-    assert claim.renew(tokens=[one.token]) == set()
+    assert claim.renew(tokens=[one.token]).lost == set()
     ended = scene.database_now()
     lease_until = scene.dispatch(one).lease_until
     assert lease_until is not None
@@ -185,5 +185,5 @@ def test_a_renewal_is_a_full_lease_from_now_and_touches_nothing_else() -> None:
 def test_an_expired_lease_that_nobody_took_back_can_be_renewed() -> None:
     one = scene.posted_and_taken()
     scene.expire_lease(one)
-    assert claim.renew(tokens=[one.token]) == set()
+    assert claim.renew(tokens=[one.token]).lost == set()
     assert recover.reclaim() == 0

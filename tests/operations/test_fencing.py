@@ -100,7 +100,7 @@ def test_a_stale_worker_renews_nothing_and_is_told(lose: Callable[[Claim], None]
     claim = scene.posted_and_taken()
     lose(claim)
     with scene.nothing_changes():
-        assert claiming.renew(tokens=[claim.token]) == {claim.token}
+        assert claiming.renew(tokens=[claim.token]).lost == {claim.token}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -15,7 +15,7 @@ from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, ownership, replay
+from mailbox_app.operations import candidates, claim, deliver, freeze, missing, ownership, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -180,6 +180,19 @@ def test_a_renewal_looks_among_claims_alone() -> None:
 
 def test_whether_a_queue_has_due_work_is_one_probe() -> None:
     assert_uses("thread_due", Thread.objects.due("mailbox.default")[:1])
+
+
+def test_which_agents_have_due_work_is_one_probe_each() -> None:
+    assert_uses("thread_due", (missing.LANES, ()))
+    wanted = {"queue": "mailbox.default", "agent": "agent-0", "limit": 1000, **missing._START}
+    assert_uses("thread_due", (missing.NEXT, wanted))
+    [scan] = [node for node in explain(missing.NEXT, wanted) if node.get("Index Name") == "thread_due"]
+    assert "ROW(due_priority, due_at, id) >" in scan["Index Cond"]
+
+
+def test_the_sweep_finds_what_no_worker_can_run_among_what_is_stamped_alone() -> None:
+    old = Dispatch.objects.queued().filter(unrunnable_since__lte=Now()).order_by("unrunnable_since", "id")
+    assert_uses("dispatch_unrunnable", old[:100])
 
 
 def test_a_run_s_pending_messages_are_read_in_order() -> None:

@@ -55,7 +55,7 @@ def test_a_renewal_that_came_first_saves_its_claim_from_the_sweep() -> None:
     one = scene.posted_and_taken()
     scene.expire_lease(one)
     with transaction.atomic():
-        assert claim.renew(tokens=[one.token]) == set()
+        assert claim.renew(tokens=[one.token]).lost == set()
         sweeping = start(recover.reclaim)
         await_waiting()
     assert sweeping.result(20) == 0
@@ -70,7 +70,7 @@ def test_a_row_somebody_holds_is_neither_renewed_nor_lost() -> None:
         Dispatch.objects.select_for_update().get(pk=held.dispatch_id)
         unknown = uuid.uuid4()
         lost = start(lambda: claim.renew(tokens=[held.token, free.token, unknown])).result(20)
-        assert lost == {unknown}
+        assert lost.lost == {unknown}
     assert scene.dispatch(held).lease_until == before[held.dispatch_id]
     assert scene.dispatch(free).lease_until > before[free.dispatch_id]
 

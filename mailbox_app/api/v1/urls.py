@@ -5,6 +5,7 @@ path("v1/", include("mailbox_app.api.v1.urls"))
 
 from django.urls import path, re_path
 
+from mailbox_app.api.v1.agents import AgentVersionsView
 from mailbox_app.api.v1.base import NotFoundView
 from mailbox_app.api.v1.batch import BatchView
 from mailbox_app.api.v1.dispatches import (
@@ -33,6 +34,7 @@ from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadVi
 app_name = "mailbox"
 
 urlpatterns = [
+    path("agents/<str:name>/versions", AgentVersionsView.as_view(), name="agent-versions"),
     path("runs", RunsView.as_view(), name="runs"),
     path("runs/batch", BatchView.as_view(), name="runs-batch"),
     path("runs/<str:run_id>", RunView.as_view(), name="run"),

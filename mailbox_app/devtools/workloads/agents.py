@@ -1,5 +1,6 @@
 """Agents that say what they do in an append-only file, and that stop where they are told to."""
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mailbox_app.errors import Transient
-from mailbox_app.execution import Context, agent
+from mailbox_app.execution import AsyncContext, Context, agent
 
 
 @agent("workload.noop")
@@ -49,6 +50,61 @@ def fail(ctx: Context) -> None:
     raise Transient("as it was told to", retry_after=ctx.options.get("seconds", 0.0))
 
 
+@agent("workload.stuck", timeout_seconds=1, max_attempts=1)
+def stuck(ctx: Context) -> None:
+    """Go past the time limit until the file `gate` exists, without a verb that could stop it."""
+    with _telling(ctx):
+        while not Path(ctx.options["gate"]).exists():
+            time.sleep(0.05)
+
+
+@agent("workload.waits")
+async def waits(ctx: AsyncContext) -> str:
+    """Wait on the event loop until the file `gate` exists; says "in" before and "out" after."""
+    with _telling(ctx):
+        await ctx.asay("in")
+        await _gate(ctx)
+        await ctx.asay("out")
+        return "waited"
+
+
+@agent("workload.waits_long", timeout_seconds=1, max_attempts=1)
+async def waits_long(ctx: AsyncContext) -> None:
+    """Wait past the time limit; with option `block`, so that the event loop stands still until `gate` exists."""
+    with _telling(ctx):
+        while ctx.options.get("block") and not Path(ctx.options["gate"]).exists():
+            time.sleep(0.05)
+        await asyncio.sleep(600)
+
+
+@agent("workload.versioned", version=os.environ.get("WORKLOAD_VERSION", "1"))
+def versioned(ctx: Context) -> list[str]:
+    """Journal which version began it; wait until `gate` exists and fail, `failures` times; at last tell both."""
+    return _versioned(ctx)
+
+
+@agent("workload.strict", version=os.environ.get("WORKLOAD_VERSION", "1"), accepts=())
+def strict(ctx: Context) -> list[str]:
+    """As `versioned`, and goes on with nothing that another version has started."""
+    return _versioned(ctx)
+
+
+def _versioned(ctx: Context) -> list[str]:
+    version = os.environ.get("WORKLOAD_VERSION", "1")
+    with _telling(ctx, version=version):
+        begun = ctx.step("begin", lambda: version)
+        if ctx.attempt <= ctx.options.get("failures", 1):
+            while not Path(ctx.options["gate"]).exists():
+                time.sleep(0.02)
+            raise Transient("once more", retry_after=0.1)
+        return [begun, version]
+
+
+async def _gate(ctx: AsyncContext) -> None:
+    while not Path(ctx.options["gate"]).exists():
+        await asyncio.sleep(0.05)
+
+
 def _step(ctx: Context, number: int) -> int:
     _tell(ctx, "begins", step=number)
     if number == ctx.options.get("gate_at"):
@@ -59,8 +115,8 @@ def _step(ctx: Context, number: int) -> int:
 
 
 @contextlib.contextmanager
-def _telling(ctx: Context) -> Iterator[None]:
-    _tell(ctx, "enters")
+def _telling(ctx: Context | AsyncContext, **facts: object) -> Iterator[None]:
+    _tell(ctx, "enters", **facts)
     try:
         yield
     except BaseException as error:
@@ -69,7 +125,7 @@ def _telling(ctx: Context) -> Iterator[None]:
     _tell(ctx, "returns")
 
 
-def _tell(ctx: Context, what: str, **facts: object) -> None:
+def _tell(ctx: Context | AsyncContext, what: str, **facts: object) -> None:
     if "log" not in ctx.options:
         return
     line = {

@@ -1,0 +1,180 @@
+"""One claim on its way to its end: the agent's, its time limit's, or somebody's request to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import InterfaceError, OperationalError, connection
+
+from mailbox_app import catalogue, outcomes, tracing
+from mailbox_app.conf import conf
+from mailbox_app.errors import Cancelled, LeaseLost, Stop, Suspended, TimedOut
+from mailbox_app.execution.context import Context
+from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.execution.loop import loop
+from mailbox_app.execution.places import Places
+from mailbox_app.operations import settle
+from mailbox_app.operations.ownership import Claim
+from mailbox_app.outcomes import Failed, Finished, Outcome, Retry, Stopped
+from mailbox_app.telemetry import observe, running
+
+# A loop that does nothing for so long is blocked by an agent, which nothing but the end of the process can stop.
+_ANSWER_SECONDS = 5.0
+
+
+class Activation:
+    """A claim that is being executed. One of two ends it, the agent or its time limit; the other changes nothing.
+
+    `own_process`: this process runs one agent at a time and may be killed (prefork). Else a run past its limit is
+    settled without its code, which keeps its place among `places` until it returns.
+    """
+
+    def __init__(self, claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None) -> None:
+        self.claim, self.own_process = claim, own_process
+        self.spec = catalogue.find(claim.agent)
+        self.context = Context(claim)
+        self.is_async = self.spec is not None and self.spec.is_async
+        self.limit = float((self.spec.timeout_seconds if self.spec else None) or conf.timeout_seconds)
+        self._keeper, self._places = keeper, places
+        # The other end must not kill a process that has gone on.
+        self._ending, self._has_ended = threading.Lock(), False
+        self._task: asyncio.Task[object] | None = None
+        self._started = time.monotonic()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the claim's lease and watch its time limit while the block runs."""
+        ids = self._ids
+        span = tracing.activation_span(self.claim.trace, agent=self.claim.agent, attempt=self.claim.attempt, **ids)
+        holding = self._keeper.holding(self.claim, stop_with=self.stop, on_timeout=self.time_out, timeout=self.limit)
+        try:
+            with running(**ids), span, holding:
+                yield
+        finally:
+            if self._places is not None:
+                self._places.regain(self.claim)
+
+    @property
+    def _ids(self) -> dict[str, Any]:
+        return {name: getattr(self.claim, name) for name in ("thread_id", "run_id", "dispatch_id")}
+
+    def runs_as(self, task: "asyncio.Task[object]") -> None:
+        """The agent's own task, to be cancelled when the run is to stop; called on the loop, before it begins."""
+        self._task = task
+        if self.context.stop is not None:
+            task.cancel()
+
+    def stop(self, stop: Stop) -> None:
+        """Have every further verb raise this, and cancel the agent where it waits; for the keeper."""
+        self.context.stop_with(stop)
+        if self._task is not None:
+            loop.cancel(self._task)
+
+    def time_out(self) -> None:
+        """End the run at its time limit, unless the agent was quicker; for the keeper."""
+        with self._ending:
+            if self._has_ended:
+                return
+            message = f"ran past its limit of {self.limit:g} s"
+            self.stop(LeaseLost(f"dispatch {self.claim.dispatch_id} {message}"))
+            has_settled = False
+            try:
+                has_settled, _ = tell(self.claim, Retry(code=TimedOut.code, message=message))
+                facts = {**self._ids, "agent": self.claim.agent, "seconds": self.limit}
+                observe("run.timed_out", level=logging.WARNING, **facts)
+            finally:
+                connection.close()
+                # Whatever came of it, the lease is kept no longer: at worst the sweep takes the run back.
+                self._keeper.forget(self.claim)
+                if self._places is not None:
+                    self._places.abandon(self.claim)
+            if self.own_process and has_settled:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if self._places is not None and self.is_async and not loop.answers(within=_ANSWER_SECONDS):
+            self._places.wear_out("the event loop is blocked")
+
+    def end(self, agent_outcome: Outcome) -> tuple[Outcome | None, Claim | None]:
+        """Settle by what came first; returns the outcome that counted (None: the lease was lost) and the next turn."""
+        following = None
+        # From here on the agent has kept its limit, however long the thread is held by others.
+        with self._ending:
+            self._has_ended = True
+            outcome = self._judged(agent_outcome)
+            if outcome is not None:
+                _, following = tell(self.claim, outcome)
+        return outcome, following
+
+    def _judged(self, outcome: Outcome) -> Outcome | None:
+        """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
+        if self.context.stop is None:
+            return outcome
+        if isinstance(self.context.stop, Suspended):
+            wait: Outcome = self.context.stop.wait
+            return wait
+        return Stopped() if isinstance(self.context.stop, Cancelled) else None
+
+    def report(self, outcome: Outcome | None) -> None:
+        """Say how it ended."""
+        claim = self.claim
+        observe(
+            "run.executed",
+            run_id=claim.run_id,
+            thread_id=claim.thread_id,
+            dispatch_id=claim.dispatch_id,
+            agent=claim.agent,
+            attempt=claim.attempt,
+            outcome=type(outcome).__name__.lower() if outcome else "lease_lost",
+            seconds=round(time.monotonic() - self._started, 4),
+        )
+
+
+def tell(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
+    """Tell the database, again and again while the lease may last.
+
+    Returns whether the claim was still ours to settle, and the next turn's claim if there is one.
+
+    A settle that already won, but whose answer was lost with the connection, recognises itself.
+    """
+    give_up_at = time.monotonic() + conf.lease_seconds
+    pause = 0.05
+    while True:
+        try:
+            return True, _settle(claim, outcome)
+        except LeaseLost:
+            observe(
+                "settle.refused",
+                level=logging.WARNING,
+                dispatch_id=claim.dispatch_id,
+                outcome=type(outcome).__name__.lower(),
+            )
+            return False, None
+        except (OperationalError, InterfaceError) as error:
+            if time.monotonic() >= give_up_at:
+                raise
+            observe("settle.retried", level=logging.WARNING, dispatch_id=claim.dispatch_id, error=type(error).__name__)
+            connection.close()
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+
+def _settle(claim: Claim, outcome: Outcome) -> Claim | None:
+    match outcome:
+        case Finished():
+            return settle.complete(claim, output=outcome.output, state=outcome.state)
+        case outcomes.Suspended():
+            settle.suspend(claim, outcome)
+        case Retry():
+            settle.nack(
+                claim, code=outcome.code, message=outcome.message, detail=outcome.detail, retry_after=outcome.after
+            )
+        case Failed():
+            settle.dead_letter(claim, code=outcome.code, message=outcome.message, detail=outcome.detail)
+        case Stopped():
+            settle.stopped(claim)
+    return None

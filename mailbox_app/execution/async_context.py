@@ -1,0 +1,124 @@
+"""`AsyncContext`: what an `async def` agent may do; the verbs of `Context`, each with an `a` in front."""
+
+import asyncio
+import contextlib
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from mailbox_app.errors import Stop
+from mailbox_app.execution import caller, loop
+from mailbox_app.execution.context import Context
+
+# Of the runner, not of agents.
+_NOT_FOR_AGENTS = frozenset({"stop_with", "belongs_to"})
+
+
+class _NotYet(BaseException):
+    """The step has no record: its function is to be awaited first."""
+
+
+class AsyncContext:
+    """One activation of one run, as its `async def` agent sees it: `await ctx.asay(…)`, `await ctx.acheckpoint()`.
+
+    Every verb of `Context` is here under its name with an `a` in front, to be awaited; what is no verb (`messages`,
+    `state`, `options`, …) has its own name, and so has `delta`, which waits for nothing. A verb called from another
+    task than the agent's own (`asyncio.gather`, `asyncio.create_task`; before Python 3.12 also `asyncio.wait_for`) must
+    name its `key=`, for which use of it came first would be chance. A cancellation reaches the agent as
+    `asyncio.CancelledError` where it waits, and as the reason itself from every verb after that.
+    """
+
+    def __init__(self, context: Context) -> None:
+        """In the agent's own task."""
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        # A step's function may add to it from its thread.
+        self._unsent: deque[str] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        context.belongs_to(asyncio.current_task())
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._context.state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._context.state = state
+
+    async def astep(
+        self, name: str, function: Callable[..., Any], *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Any:
+        """`Context.step`, for a function or a coroutine function; a function is called in a thread."""
+        step = partial(self._context.step, name, key=key)
+        try:
+            # With its record in the journal, that is all; without one, nothing was done and nothing is counted.
+            return await loop.on(loop.verbs, partial(step, _not_yet, *args, **kwargs))
+        except _NotYet:
+            pass
+        inside = caller.step.set(name)
+        try:
+            result = await _called(function, *args, **kwargs)
+        finally:
+            caller.step.reset(inside)
+        return await loop.on(loop.verbs, partial(step, lambda *_, **__: result, *args, **kwargs))
+
+    def delta(self, text: str) -> None:
+        """Show a piece of text to whoever watches the run now; sent soon, in order, while the agent goes on."""
+        if self._context.stop is not None:
+            raise self._context.stop
+        self._unsent.append(text)
+        self._loop.call_soon_threadsafe(self._send)
+
+    async def adelta(self, text: str) -> None:
+        """`delta`, and wait until it was sent."""
+        self.delta(text)
+        await self.sent()
+
+    async def sent(self) -> None:
+        """Wait until every delta was sent."""
+        while self._unsent or self._sending is not None:
+            self._send()
+            if self._sending is not None:
+                await asyncio.wait([self._sending])
+
+    def _send(self) -> None:
+        if self._sending is None and self._unsent:
+            self._sending = asyncio.ensure_future(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            while self._unsent:
+                text = "".join(self._unsent.popleft() for _ in range(len(self._unsent)))
+                with contextlib.suppress(Stop):  # the agent will hear of it from its next verb
+                    await loop.on(loop.verbs, partial(self._context.delta, text))
+        finally:
+            self._sending = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in _NOT_FOR_AGENTS:
+            raise AttributeError(name)
+        if inspect.isfunction(getattr(type(self._context), name, None)):
+            raise AttributeError(f"this agent is async: await ctx.a{name}(…)")
+        if name.startswith("a") and name[1:] not in _NOT_FOR_AGENTS:
+            verb = getattr(type(self._context), name[1:], None)
+            if inspect.isfunction(verb) and not name[1:].startswith("_"):
+                return partial(_awaited, partial(verb, self._context))
+        return getattr(self._context, name)
+
+
+def _awaited(verb: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    return loop.on(loop.verbs, partial(verb, *args, **kwargs))
+
+
+def _not_yet(*_: Any, **__: Any) -> None:
+    raise _NotYet
+
+
+async def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of a function, called in a thread, or of a coroutine function, awaited here."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*args, **kwargs)
+    result = await loop.on(loop.steps, partial(function, *args, **kwargs))
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,14 @@
+"""Who is calling a verb: the agent itself, or something it started beside itself; and whether a step runs there."""
+
+import threading
+from contextvars import ContextVar
+
+# The task of an async agent in whose name a thread of the pool calls.
+task: ContextVar[object | None] = ContextVar("mailbox_task", default=None)
+# The step whose function is running, in this thread or task: others of the agent may be in steps of their own.
+step: ContextVar[str | None] = ContextVar("mailbox_step", default=None)
+
+
+def identity() -> object:
+    """Who calls: the task of an async agent, else the thread."""
+    return task.get() or threading.get_ident()
