@@ -11,11 +11,13 @@ class MailboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from mailbox_app import checks
+        from mailbox_app import checks, metrics, tracing
         from mailbox_app.execution import registry
 
         # Workers and web servers run no system checks, or ignore what they find; this one no process may ignore.
         for finding in checks.check_settings():
             if finding.is_serious():
                 raise ImproperlyConfigured(f"{finding.id}: {finding.msg} {finding.hint}")
+        metrics.connect()
+        tracing.connect()
         registry.autodiscover()

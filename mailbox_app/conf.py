@@ -60,6 +60,9 @@ class Settings:
         3600.0, "longest activation of an agent that names no limit", least=0.1, most=31 * 86_400
     )
     default_priority: int = _setting(128, "priority of a run that names none; 0 goes first", least=0, most=255)
+    registration_seconds: float = _setting(
+        30.0, "how often a worker writes down that it lives; not seen for three of these, it counts as gone", least=0.5
+    )
     agent_memory_seconds: float = _setting(7 * 86_400.0, "how long an agent is known after its last worker", least=0)
     dispatch_retention_seconds: float = _setting(86_400.0, "how long a finished dispatch is kept", least=0)
     event_retention_seconds: float = _setting(30 * 86_400.0, "how long an event is kept", least=0)
@@ -69,19 +72,54 @@ class Settings:
     outbox_retention_seconds: float = _setting(
         86_400.0, "how long what was delivered to another thread is kept in the outbox", least=0
     )
+    deleted_thread_retention_seconds: float = _setting(
+        7 * 86_400.0, "how long the rows of a deleted thread are kept, and its id answered with 410", least=0
+    )
     idempotency_retention_seconds: float = _setting(86_400.0, "how long an Idempotency-Key is remembered", least=0)
     idempotency_wait_seconds: float = _setting(2.0, "how long a repeat waits for the first to finish", least=0.01)
     registration_retention_seconds: float = _setting(
         30 * 86_400.0, "how long the registration of a worker that is gone is kept", least=0
     )
+    wait_seconds: float = _setting(60.0, "longest a request waits for a run (`/runs/{id}/wait`)", least=0, most=3600)
+    cancel_wait_seconds: float = _setting(
+        5.0, "longest a cancel request waits for its run (`?wait=`)", least=0, most=60
+    )
+    wait_poll_seconds: float = _setting(
+        0.5, "longest pause between two looks at a run a request waits for", least=0.01, most=60
+    )
+    throttle_requests_per_minute: int = _setting(
+        0,
+        "requests one token or user may make in a minute; 0: no limit; counted in Django's default cache, which must "
+        "be one that all web processes share",
+        least=0,
+    )
+    throttle_submissions_per_minute: int = _setting(
+        0, "runs one token or user may submit in a minute, a batch counts each; 0: no limit; counted likewise", least=0
+    )
+    max_body_bytes: int = _setting(10_485_760, "longest body of a request", least=1)
+    max_batch_runs: int = _setting(100, "most runs of one batch", least=1, most=10_000)
     max_content_bytes: int = _setting(1_048_576, "longest content of one message, as UTF-8 JSON", least=1)
     max_messages: int = _setting(100, "most messages of one submission", least=1)
-    max_batch: int = _setting(100, "most submissions of one batch", least=1, most=10_000)
     max_metadata_bytes: int = _setting(65_536, "longest metadata or options object, as UTF-8 JSON", least=2)
     max_result_bytes: int = _setting(8_388_608, "longest journalled result or final output, as UTF-8 JSON", least=2)
     signal_flag_seconds: float = _setting(2.0, "how long a queue's signal is taken to be on its way", least=0.05)
     broker_timeout_seconds: float = _setting(1.0, "longest a caller waits for the broker or Redis", least=0.05)
     broker_retry_seconds: float = _setting(5.0, "how long the broker is left alone after it failed", least=0)
+    flower_runs_per_second: float = _setting(
+        20.0, "activations a second each process shows in Flower; the others run unseen there; 0: none", least=0
+    )
+    metrics_folder: str = _setting(
+        "",
+        "folder where the processes of one host count together, so that /metrics of any shows all; empty: each counts "
+        "for itself",
+    )
+    metrics_token: str = _setting(
+        "", "bearer token that may read /metrics; empty: none. Staff may, with a session or a token of their own"
+    )
+    metrics_port: int = _setting(
+        0, "port on which a worker serves what it and its pool children counted; 0: none", least=0, most=65_535
+    )
+    metrics_address: str = _setting("127.0.0.1", "address of metrics_port")
     scope_for_user: str = _setting(
         "mailbox_app.api.v1.permissions.default_scope", "dotted path: (user) -> scope of a session's requests"
     )

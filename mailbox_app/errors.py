@@ -81,6 +81,12 @@ class RunNotFound(NotFound):
     code = "run_not_found"
 
 
+class DeadLetterNotFound(NotFound):
+    """There is no such dead letter in your scope."""
+
+    code = "dead_letter_not_found"
+
+
 class Gone(Refused):
     """The row has been deleted."""
 
@@ -121,6 +127,30 @@ class Immutable(Conflict):
     """What is published is never changed."""
 
     code = "immutable"
+
+
+class ThreadBusy(Conflict):
+    """The thread has a run that is not done: cancel it, or wait for it."""
+
+    code = "thread_busy"
+
+
+class NotScheduled(Conflict):
+    """The run has nothing queued that could start now: it is executing, waits for somebody, or is done."""
+
+    code = "not_scheduled"
+
+
+class AlreadyResolved(Conflict):
+    """Somebody has replayed or discarded this dead letter."""
+
+    code = "already_resolved"
+
+
+class NothingToReplay(Conflict):
+    """The run of the dead letter had read nothing, so that there is nothing a new run could read."""
+
+    code = "nothing_to_replay"
 
 
 class IdempotencyKeyReused(Conflict):

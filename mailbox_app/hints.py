@@ -1,12 +1,15 @@
 """What is told to whom after commit. All of it may be lost; each function says what makes up for it."""
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import current_app
+from celery.events.event import get_exchange
+from celery.utils.time import utcoffset
 from django.db import transaction
 from kombu import Connection
 from kombu.exceptions import ChannelError, LimitExceeded, OperationalError
@@ -25,14 +28,13 @@ _PUBLISHERS = 10
 _pools: dict[tuple[int, str], ProducerPool] = {}
 
 
-def tell(thread: Thread) -> None:
-    """After the transaction that held this thread's fence: wake a worker if its head has just become due.
+def tell(*threads: Thread) -> None:
+    """After the transaction that held these threads' fence: wake a worker for each queue on which a head became due.
 
     Lost with the process or the broker: the sweep wakes a worker for every queue that has due work.
     """
-    if thread.became_due and thread.due_queue is not None:
-        queue = thread.due_queue
-        transaction.on_commit(lambda: wake(queue), robust=True)
+    for queue in sorted({thread.due_queue for thread in threads if thread.became_due and thread.due_queue is not None}):
+        transaction.on_commit(functools.partial(wake, queue), robust=True)
 
 
 def wake(queue: str) -> None:
@@ -64,6 +66,32 @@ def fill(queue: str, *, signals: int) -> int:
     return missing
 
 
+def show(worker: str, events: Sequence[Mapping[str, Any]]) -> bool:
+    """Send task events, {"type", "timestamp", "uuid", …} each, in a worker's name; whether the broker took them.
+
+    For Flower and whoever else listens. Lost: Flower shows a task as running that is not; the rows say what is.
+    """
+    if channel.breaker_of(_broker_url()).is_open():
+        return False
+    said = {"hostname": worker, "utcoffset": utcoffset(), "pid": os.getpid()}
+    clock: Any = current_app.clock  # type: ignore[attr-defined]
+    body = [{**said, "clock": clock.forward(), **event} for event in events]
+    with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:
+        exchange = get_exchange(publisher.connection, name=current_app.conf.event_exchange)
+        publisher.publish(
+            body,
+            routing_key="task.multi",
+            exchange=exchange.name,
+            declare=[exchange],
+            serializer=current_app.conf.event_serializer,
+            headers={"hostname": worker},
+            delivery_mode=1,
+            retry=False,
+        )
+        return True
+    return False
+
+
 class _BrokerTrouble(Exception):
     """Told, and nobody's business: the sweep sends another signal."""
 
@@ -72,7 +100,12 @@ class _BrokerTrouble(Exception):
 def _publisher() -> Iterator[Any]:
     try:
         with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:
-            yield publisher
+            peer: Any = publisher.connection
+            try:
+                yield publisher
+            except peer.connection_errors as error:
+                # An open connection fails in the words of its transport; send_task alone translates them.
+                raise OperationalError(str(error)) from error
     except (OperationalError, LimitExceeded, OSError, TimeoutError) as error:
         _pools.clear()
         channel.breaker_of(_broker_url()).failed("signal", error)

@@ -1,4 +1,7 @@
-"""The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled."""
+"""The Celery tasks: each loads nothing and makes one call. They carry no truth: any of them may be lost or doubled.
+
+They send no task events: Flower shows activations instead (`flower.py`), and not one line a second for the passes.
+"""
 
 import logging
 import os
@@ -14,16 +17,21 @@ from mailbox_app import catalogue, channel, hints
 from mailbox_app.conf import conf
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.execution.presence import Presence
 from mailbox_app.execution.standby import Pass, Standby
+from mailbox_app.exposer import Exposer
+from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance, Thread
 from mailbox_app.operations import claim, deliver, prune, recover, tick
 from mailbox_app.telemetry import observe
 
 # How long to wait before looking again at due threads that others hold; doubles.
 _FIRST_PAUSE_SECONDS = 0.005
+# A process that ends waits so long for the broker to take what it still has to tell.
+_FLUSH_SECONDS = 1.0
 
 
-@shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False)
+@shared_task(name=hints.EXECUTE, bind=True, ignore_result=True, acks_late=False, send_events=False)
 def execute(self: "Task[..., Any]", /, **_: Any) -> int:
     """Answer a signal: claim and run what is due on its queue, for about `claim_budget_seconds`; returns how many ran.
 
@@ -71,14 +79,14 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> set[uuid.UUID]
     return claim.renew(tokens=tokens)
 
 
-@shared_task(name="mailbox.due_tick", ignore_result=True)
+@shared_task(name="mailbox.due_tick", ignore_result=True, send_events=False)
 def due_tick(**_: Any) -> None:
     """Promote work whose time has come, and end waits that are over."""
     _drop_broken_connection()
     _pass("due_tick", conf.due_tick_seconds, tick.promote, tick.expire_waits)
 
 
-@shared_task(name="mailbox.sweep", ignore_result=True)
+@shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
 def sweep(**_: Any) -> None:
     """Take back lost leases, mend flags, deliver what is sent between threads, send signals that were lost."""
     _drop_broken_connection()
@@ -86,7 +94,7 @@ def sweep(**_: Any) -> None:
         recover.signal()
 
 
-@shared_task(name="mailbox.gc", ignore_result=True)
+@shared_task(name="mailbox.gc", ignore_result=True, send_events=False)
 def gc(**_: Any) -> None:
     """Delete what is past its retention."""
     _drop_broken_connection()
@@ -94,41 +102,87 @@ def gc(**_: Any) -> None:
 
 
 keeper = LeaseKeeper(renew_leases)
+presence = Presence()
+exposer = Exposer()
 standby = Standby(
     {
         "due_tick": Pass(lambda: conf.due_tick_seconds, due_tick),
         "sweep": Pass(lambda: conf.sweep_seconds, sweep),
         "gc": Pass(lambda: conf.gc_seconds, gc),
-    }
+    },
+    chores=[presence.look],
 )
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.
 _parent_pid = os.getpid()
+# What this worker has still to write down of itself, and when it may try again.
+announcement: dict[str, Any] = {}
+_register_at = 0.0
 
 
 @signals.worker_init.connect
-def _remember_parent(**_: Any) -> None:
+def _begin(sender: Any = None, **_: Any) -> None:
+    """Before the pool forks: what its children are to inherit."""
     global _parent_pid
     _parent_pid = os.getpid()
+    presence.begin(str(sender.hostname))
+    flower.worker = str(sender.hostname) if sender.task_events else ""
+    exposer.prepare()
 
 
 @signals.worker_process_init.connect
-def _stand_by(**_: Any) -> None:
+def _begin_in_child(**_: Any) -> None:
     standby.start()
+    flower.start()
 
 
 @signals.worker_ready.connect
 def _announce(sender: Any = None, **_: Any) -> None:
     """Write down what this worker can run, once it consumes; one that serves maintenance alone runs no agents."""
+    exposer.start()
     if "prefork" not in type(sender.pool).__module__:
-        standby.start()  # a parent that forks must have no threads of ours: its children stand by instead
+        # A parent that forks must have no threads of ours: its children do this instead.
+        standby.start()
+        flower.start()
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
-        try:
-            registry.announce(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
-        finally:
-            # A pool child forked later must not inherit an open connection.
-            connection.close()
+        announcement.update(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
+        _register()
+
+
+@signals.heartbeat_sent.connect
+def _beat(**_: Any) -> None:
+    presence.beat()
+    exposer.look()
+    _register()
+
+
+def _register() -> None:
+    """Announce this worker, unless that was done; if the database is away, at one of the next heartbeats."""
+    global _register_at
+    if not announcement or time.monotonic() < _register_at:
+        return
+    try:
+        registry.announce(**announcement)
+        announcement.clear()
+    except (OperationalError, InterfaceError) as error:
+        _register_at = time.monotonic() + conf.registration_seconds
+        observe("worker.register_failed", level=logging.ERROR, error=type(error).__name__)
+    finally:
+        # A pool child forked later must not inherit an open connection.
+        connection.close()
+
+
+@signals.worker_process_shutdown.connect
+def _end_in_child(**_: Any) -> None:
+    flower.flush(_FLUSH_SECONDS)
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    flower.flush(_FLUSH_SECONDS)
+    presence.leave()
+    exposer.stop()
 
 
 def _is_pool_child() -> bool:

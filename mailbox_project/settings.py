@@ -149,6 +149,9 @@ MAILBOX: dict[str, Any] = {
     "redis_url": str(
         _ENV.get("REDIS_URL") or (CELERY_BROKER_URL if CELERY_BROKER_URL.startswith(("redis://", "rediss://")) else "")
     ),
+    # All processes of this stack count together; /metrics of any of them shows all.
+    "metrics_folder": str(STATE_DIR / "metrics") if STATE_DIR.is_dir() else "",
+    "metrics_token": str(_ENV.get("MAILBOX_METRICS_TOKEN", "")),
     # "MAILBOX_SETTINGS" is a JSON object with any key of mailbox_app.conf, for trying out other values.
     **json.loads(str(_ENV.get("MAILBOX_SETTINGS") or "{}")),
 }
@@ -171,8 +174,20 @@ LOGGING = {
     "disable_existing_loggers": False,
     # Celery would tell of each signal and tick; what happens to a run is told by the logger "mailbox".
     "loggers": {"celery.app.trace": {"level": "WARNING"}, "celery.worker.strategy": {"level": "WARNING"}},
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "filters": {"no_ticks": {"()": "django.utils.log.CallbackFilter", "callback": _is_no_tick}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_ticks"]}},
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+        "json": {"()": "mailbox_app.telemetry.JsonFormatter"},
+    },
+    "filters": {
+        "no_ticks": {"()": "django.utils.log.CallbackFilter", "callback": _is_no_tick},
+        "run": {"()": "mailbox_app.telemetry.RunFilter"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "json" if _ENV.get("MAILBOX_LOG_FORMAT") == "json" else "line",
+            "filters": ["no_ticks", "run"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }

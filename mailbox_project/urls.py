@@ -9,4 +9,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("v1/", include("mailbox_app.api.v1.urls")),
     path("health/", include("mailbox_app.api.v1.health")),
+    path("metrics", include("mailbox_app.api.v1.metrics")),
 ]

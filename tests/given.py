@@ -60,6 +60,8 @@ def columns(noun: str, status: str) -> dict[str, Any]:
 
 
 def thread(**fields: Any) -> Thread:
+    if fields.get("due_at") is not None:
+        fields.setdefault("due_version", "")
     return Thread.objects.create(**{"scope": "acme", **fields})
 
 

@@ -51,6 +51,15 @@ class Api:
         """GET `/v1<path>`."""
         return self.client.get(f"{self.prefix}{path}", parameters, headers=self._headers({}))
 
+    def patch(self, path: str, body: Any) -> HttpResponse:
+        """PATCH JSON."""
+        content_type = "application/json"
+        return self.client.patch(f"{self.prefix}{path}", body, content_type=content_type, headers=self._headers({}))
+
+    def delete(self, path: str) -> HttpResponse:
+        """DELETE `/v1<path>`."""
+        return self.client.delete(f"{self.prefix}{path}", headers=self._headers({}))
+
     def post(self, path: str, body: Any = None, *, raw: bytes | str | None = None, **headers: str) -> HttpResponse:
         """POST JSON, or `raw` bytes as they are; `idempotency_key="k"` becomes the header `Idempotency-Key`."""
         content_type = headers.pop("content_type", "application/json")

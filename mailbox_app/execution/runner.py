@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection
 
-from mailbox_app import catalogue, outcomes
+from mailbox_app import catalogue, outcomes, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, Suspended, TimedOut
 from mailbox_app.execution.context import Context
@@ -22,7 +23,7 @@ from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.operations import inputs, settle
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.outcomes import Failed, Finished, Outcome, Retry, Stopped
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import observe, running
 
 # How long past its time limit a child may go on before C code ends it: the keeper's settle gets this long.
 _HARD_LIMIT_GRACE_SECONDS = 5.0
@@ -59,6 +60,7 @@ def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> Claim |
             try:
                 message = f"ran past its limit of {limit:g} s"
                 has_settled, _ = _settle(claim, Retry(code=TimedOut.code, message=message))
+                observe("run.timed_out", level=logging.WARNING, **ids, agent=claim.agent, seconds=limit)
             finally:
                 connection.close()
                 # Whatever came of it, the lease is kept no longer: at worst the sweep takes the run back.
@@ -66,7 +68,10 @@ def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool) -> Claim |
             if own_process and has_settled:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit):
+    ids: dict[str, Any] = {"thread_id": claim.thread_id, "run_id": claim.run_id, "dispatch_id": claim.dispatch_id}
+    span = tracing.activation_span(claim.trace, agent=claim.agent, attempt=claim.attempt, **ids)
+    holding = keeper.holding(claim, stop_with=context.stop_with, on_timeout=time_out, timeout=limit)
+    with running(**ids), span, holding:
         with _hard_limit(limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
             agent_outcome = _execute(claim, context)
         # From here on the agent has kept its limit, however long the thread is held by others.

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.db import connection
@@ -32,8 +32,10 @@ class Standby:
     Any number of processes may stand by: a pass that has just begun somewhere begins nowhere else.
     """
 
-    def __init__(self, passes: Mapping[str, Pass]) -> None:
+    def __init__(self, passes: Mapping[str, Pass], *, chores: Sequence[Callable[[], None]] = ()) -> None:
         self._passes = passes
+        # What else is to be done every second or so, and is quickly done.
+        self._chores = chores
         self._pid = 0
 
     def start(self) -> None:
@@ -57,6 +59,8 @@ class Standby:
         while True:
             time.sleep(max(_LOOK_SECONDS, min(one.interval() for one in self._passes.values())))
             try:
+                for chore in self._chores:
+                    chore()
                 self.look()
             except Exception as error:  # the database may be away; this thread must not end with it
                 observe("standby.failed", level=logging.WARNING, error=type(error).__name__)

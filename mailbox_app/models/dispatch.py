@@ -92,6 +92,9 @@ class Dispatch(Moving):
 
     objects = DispatchQuerySet.as_manager()
 
+    # Who held the claim when the row was read; a move that ends the claim forgets `claimed_by`.
+    executor: str = ""
+
     if TYPE_CHECKING:
         thread_id: uuid.UUID
         run_id: uuid.UUID
@@ -166,6 +169,13 @@ class Dispatch(Moving):
 
     def __str__(self) -> str:
         return f"{self.agent} {self.pk}"
+
+    @classmethod
+    def from_db(cls, db: Any, field_names: Any, values: Any, **options: Any) -> "Dispatch":
+        """Remember who held the claim."""
+        found = super().from_db(db, field_names, values, **options)
+        found.executor = found.__dict__.get("claimed_by", "")
+        return found
 
 
 class DeadLetter(Dispatch):

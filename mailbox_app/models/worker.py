@@ -6,13 +6,42 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from mailbox_app.conf import conf
 from mailbox_app.models.base import not_blank
+
+# A worker writes that it lives every `registration_seconds`; two of those may be late or lost.
+_MISSED = 3
 
 
 class AgentRegistrationQuerySet(models.QuerySet["AgentRegistration"]):
     def remembered(self, seconds: float) -> "AgentRegistrationQuerySet":
         """Registrations seen within that time, whether their worker lives or not."""
         return self.filter(seen_at__gte=Now() - timedelta(seconds=seconds))
+
+    def live(self) -> "AgentRegistrationQuerySet":
+        """Registrations of workers that were seen lately, and have not said that they end."""
+        return self.remembered(_MISSED * conf.registration_seconds)
+
+    def of_worker(self, worker: str) -> "AgentRegistrationQuerySet":
+        return self.filter(worker=worker)
+
+    def touch(self) -> int:
+        """Write down that their worker lives, where that was last written about `registration_seconds` ago."""
+        return self.filter(seen_at__lt=Now() - timedelta(seconds=conf.registration_seconds * 0.9)).update(seen_at=Now())
+
+    def leave(self) -> int:
+        """Write down that their worker has ended: no longer live, remembered as any other that was not seen since."""
+        past = Now() - timedelta(seconds=_MISSED * conf.registration_seconds)
+        return self.filter(seen_at__gt=past).update(seen_at=past)
+
+    def by_queue(self) -> dict[str, tuple[int, int]]:
+        """How many workers serve each queue, and the slots of those together."""
+        found: dict[str, tuple[int, int]] = {}
+        for row in self.order_by("worker").values("worker", "queues", "slots").distinct():
+            for queue in row["queues"]:
+                workers, slots = found.get(queue, (0, 0))
+                found[queue] = workers + 1, slots + row["slots"]
+        return found
 
 
 class AgentRegistration(models.Model):

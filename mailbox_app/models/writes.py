@@ -35,22 +35,13 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self._inserts: dict[tuple[type[models.Model], _Shape, _Shape], list[dict[str, Any]]] = {}
+        self._inserts: list[models.Model] = []
         self._updates: dict[tuple[type[models.Model], str, _Shape], list[dict[str, Any]]] = {}
 
     def insert(self, row: models.Model) -> None:
-        """Insert the row. A value may be NOW; columns the database fills are left to it."""
-        document, columns, clocks = {}, [], []
-        for attname, column, is_filled in _columns(type(row)):
-            value = row.__dict__.get(attname)
-            if value is NOW:
-                clocks.append(column)
-            elif not (is_filled and (value is None or isinstance(value, DatabaseDefault))):
-                columns.append(column)
-                if value is not None:
-                    document[column] = value
+        """Insert the row, as it will be when it is flushed. A value may be NOW; the database fills its own columns."""
         row._state.adding = False
-        self._inserts.setdefault((type(row), tuple(columns), tuple(clocks)), []).append(document)
+        self._inserts.append(row)
 
     def change(self, row: models.Model, values: Mapping[str, Any], *, source: str = "") -> None:
         """Write these attributes (attname: value) to the row, and to the object; `source`: the status it must have.
@@ -73,14 +64,14 @@ class Writes:
             return
         parts, wanted = [], []
         documents: list[str] = []
-        for (model, columns, clocks), rows in self._inserts.items():
+        for (model, columns, clocks), rows in _shaped(self._inserts).items():
             parts.append(_insert(model, columns, clocks, len(rows) > 1))
             documents.append(_encode(rows))
         for (model, source, columns), rows in self._updates.items():
             parts.append(_update(model, source, columns, len(rows) > 1))
             documents.append(_encode(rows))
             wanted.append((len(rows), model, source))
-        self._inserts, self._updates = {}, {}
+        self._inserts, self._updates = [], {}
         (counts,) = ask(_statement(tuple(parts)), documents)
         for (expected, changed_model, status), changed in zip(wanted, counts or (), strict=False):
             if changed != expected:
@@ -88,6 +79,23 @@ class Writes:
                     f"{changed} of {expected} rows of {changed_model.__name__} changed under the fence"
                     + (f" from {status}" if status else "")
                 )
+
+
+def _shaped(rows: Sequence[models.Model]) -> dict[tuple[type[models.Model], _Shape, _Shape], list[dict[str, Any]]]:
+    """Rows to insert, by table and columns: (model, columns given, columns of the database's clock)."""
+    shaped: dict[tuple[type[models.Model], _Shape, _Shape], list[dict[str, Any]]] = {}
+    for row in rows:
+        document, columns, clocks = {}, [], []
+        for attname, column, is_filled in _columns(type(row)):
+            value = row.__dict__.get(attname)
+            if value is NOW:
+                clocks.append(column)
+            elif not (is_filled and (value is None or isinstance(value, DatabaseDefault))):
+                columns.append(column)
+                if value is not None:
+                    document[column] = value
+        shaped.setdefault((type(row), tuple(columns), tuple(clocks)), []).append(document)
+    return shaped
 
 
 def read(model: type[ModelT], sql: str, params: Mapping[str, Any]) -> list[tuple[ModelT, *tuple[Any, ...]]]:

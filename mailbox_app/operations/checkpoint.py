@@ -11,8 +11,8 @@ from typing import Any
 from django.db import transaction
 
 from mailbox_app.errors import Cancelled
-from mailbox_app.models import Boundary, JournalEntry, Message, Outbox, OutboxKind, ReadAt, Run, Thread
-from mailbox_app.operations import append, emit, freeze
+from mailbox_app.models import Boundary, JournalEntry, Message, Outbox, OutboxKind, Run, Thread
+from mailbox_app.operations import append, emit, freeze, reread
 from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
 
 
@@ -39,8 +39,7 @@ def reach(claim: Claim, *, after_seq: int | None = None) -> list[Message]:
         run = dispatch.run
         before: list[Message] = []
         if after_seq is not None:
-            read = Message.objects.read_in(run.pk, run.turn).filter(read_at=ReadAt.CHECKPOINT, seq__gt=after_seq)
-            before = list(read)
+            before = reread.checkpoints(run, after_seq=after_seq)
         arrived = freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=run)
         if arrived:
             thread.change(run, input=freeze.input_of(run, arrived))

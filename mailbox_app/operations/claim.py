@@ -11,21 +11,8 @@ from django.db import InterfaceError, OperationalError, transaction
 
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
-from mailbox_app.models import (
-    UNCLAIMED,
-    Boundary,
-    Dispatch,
-    Kind,
-    Message,
-    ReadAt,
-    Run,
-    Thread,
-    ask,
-    columns,
-    loader,
-    read,
-)
-from mailbox_app.operations import candidates, emit, freeze
+from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Run, Thread, ask, columns, loader, read
+from mailbox_app.operations import candidates, emit, freeze, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, Move, RunStatus
@@ -209,17 +196,23 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
     move: Move | None
     started: dict[str, Any]
     if run.status == RunStatus.CREATED:
-        messages = freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
+        # A replay reads what its original had read.
+        messages = (
+            reread.turn(run) if run.replay_of_id else freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
+        )
         if not messages:
             _drop(thread, dispatch)
             return None
         move, kind, code_version = START, Kind.RUN_STARTED, catalogue.version_of(run.agent)
         version_key = catalogue.version_key(code_version)
-        started = {"started_at": thread.locked_at, "input": freeze.input_of(run, messages), "state": _inherited(thread)}
-        started["code_version"] = code_version
+        started = {
+            "started_at": thread.locked_at,
+            "input": run.input if run.replay_of_id else freeze.input_of(run, messages),
+            "state": _inherited(thread, run),
+            "code_version": code_version,
+        }
     else:
-        # What a checkpoint read is handed over by a checkpoint again.
-        messages = list(Message.objects.read_in(run.pk, run.turn).exclude(read_at=ReadAt.CHECKPOINT))
+        messages = reread.turn(run)
         move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED
         version_key, started = dispatch.version_key, {}
     thread.claim_count += 1
@@ -256,20 +249,22 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
         turn=run.turn,
         attempt=attempt,
         fence=thread.claim_count,
-        replays=move is not START,
+        # A replay begins with its original's journal.
+        replays=move is not START or run.replay_of_id is not None,
         messages=messages,
         first_seq=messages[0].seq or 1 if messages else thread.last_seq + 1,
         state=dict(run.state),
         options=run.options,
         metadata=run.metadata,
+        trace=run.activation.get("trace") or {},
         lease_until=lease_until,
     )
 
 
-def _inherited(thread: Thread) -> dict[str, Any]:
-    """The state in which the thread's last run that saved one left it."""
-    if thread.state_run_id is None:
-        return {}
+def _inherited(thread: Thread, run: Run) -> dict[str, Any]:
+    """The state in which the thread's last run that saved one left it; a replay begins with its original's."""
+    if run.replay_of_id is not None or thread.state_run_id is None:
+        return dict(run.state)
     return dict(Run.objects.values_list("state", flat=True).filter(pk=thread.state_run_id).first() or {})
 
 

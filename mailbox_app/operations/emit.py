@@ -1,8 +1,30 @@
 """Record an event on a fenced thread: the one place that shapes what an event says."""
 
+import logging
 from typing import Any
 
-from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread
+from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread, Visibility
+from mailbox_app.telemetry import observe_on_commit
+
+# Beside `Kind`: what people did to a thread, a run or a dead letter.
+THREAD_UPDATED = "ThreadUpdated"
+THREAD_DELETED = "ThreadDeleted"
+RUN_CANCEL_REQUESTED = "RunCancelRequested"
+RUN_MADE_DUE = "RunMadeDue"
+DEAD_LETTER_REPLAYED = "DeadLetterReplayed"
+DEAD_LETTER_DISCARDED = "DeadLetterDiscarded"
+
+_CLAIMED = (Kind.RUN_STARTED, Kind.RUN_RESUMED)
+# How a move ends an activation, in one word for metrics, traces and Flower; a reason is looked for before a kind.
+_OUTCOMES: dict[str, str] = {
+    "retry_backoff": "retry",
+    "expired_lease_reclaimed": "lease_lost",
+    "handed_back": "handed_back",
+    Kind.RUN_FINISHED: "natural_end",
+    Kind.RUN_ERRORED: "dead_letter",
+    Kind.RUN_CANCELLED: "cancelled",
+    Kind.RUN_SUSPENDED: "suspended",
+}
 
 
 def thread_created(thread: Thread) -> Event:
@@ -16,7 +38,26 @@ def thread_created(thread: Thread) -> Event:
     )
 
 
-def of_dispatch(thread: Thread, kind: Kind, dispatch: Dispatch, **facts: Any) -> Event:
+def of_thread(thread: Thread, kind: str, **facts: Any) -> Event:
+    """An event about the thread itself."""
+    payload = {"thread_id": str(thread.pk), **facts}
+    return thread.record(Event(kind=kind, payload=payload, correlation_id=str(thread.pk)))
+
+
+def of_run(thread: Thread, kind: str, run: Run, **facts: Any) -> Event:
+    """An event about a run that has no dispatch to speak of."""
+    payload = {"thread_id": str(thread.pk), "run_id": str(run.pk), "agent": run.agent, **facts}
+    return thread.record(Event(run_id=run.pk, kind=kind, payload=payload, correlation_id=str(run.pk)))
+
+
+def of_operator(thread: Thread, kind: str, dispatch: Dispatch, **facts: Any) -> Event:
+    """What an operator did about one activation; not for those who watch the thread."""
+    event = of_dispatch(thread, kind, dispatch, **facts)
+    event.visibility = Visibility.INTERNAL
+    return event
+
+
+def of_dispatch(thread: Thread, kind: str, dispatch: Dispatch, **facts: Any) -> Event:
     """An event about one activation of a run. No payload holds a value that renewal moves."""
     payload = {
         "thread_id": str(thread.pk),
@@ -28,6 +69,7 @@ def of_dispatch(thread: Thread, kind: Kind, dispatch: Dispatch, **facts: Any) ->
         "lost_count": dispatch.lost_count,
         **facts,
     }
+    _tell(thread, kind, dispatch, facts)
     return thread.record(
         Event(
             run_id=dispatch.run_id,
@@ -122,4 +164,30 @@ def of_agent(
             visibility=visibility,
             correlation_id=str(dispatch.pk),
         )
+    )
+
+
+def _tell(thread: Thread, kind: str, dispatch: Dispatch, facts: dict[str, Any]) -> None:
+    """Let whoever counts, shows or traces know of the move once it is committed: ids, codes and seconds only.
+
+    Seconds are differences of the database's clock: `waited` from when the dispatch could start until its claim, `ran`
+    from its claim until the activation's end.
+    """
+    told: dict[str, Any] = {"attempt": facts.get("attempt", dispatch.attempt_count + dispatch.lost_count)}
+    if kind in _CLAIMED:
+        told["waited"] = max(0.0, (thread.locked_at - dispatch.available_at).total_seconds())
+    elif dispatch.claimed_at is not None and dispatch.executor:
+        told |= {"ran": max(0.0, (thread.locked_at - dispatch.claimed_at).total_seconds()), "by": dispatch.executor}
+    observe_on_commit(
+        "dispatch.moved",
+        level=logging.DEBUG,
+        kind=str(kind),
+        thread_id=thread.pk,
+        run_id=dispatch.run_id,
+        dispatch_id=dispatch.pk,
+        agent=dispatch.agent,
+        queue=dispatch.queue,
+        outcome=_OUTCOMES.get(facts.get("reason", ""), _OUTCOMES.get(kind, "")),
+        code=(facts.get("error") or {}).get("code"),
+        **told,
     )

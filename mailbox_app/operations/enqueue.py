@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from mailbox_app import tracing
 from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Thread
 from mailbox_app.operations import append, emit, freeze
 from mailbox_app.operations.inputs import NewMessage
@@ -129,6 +130,7 @@ def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
             "origin": spec.origin,
             "options": spec.options,
             "metadata": spec.metadata,
+            **tracing.inject(),
         },
     )
 

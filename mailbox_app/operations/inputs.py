@@ -46,7 +46,6 @@ def within(place: str) -> Iterator[None]:
     except InvalidInput as error:
         for one in error.errors:
             one["field"] = f"{place}.{one['field']}" if one["field"] else place
-        error.args = (f"{place}: {error.args[0]}",)
         raise
 
 

@@ -67,6 +67,8 @@ class Claim:
     state: dict[str, Any]
     options: dict[str, Any]
     metadata: dict[str, Any]
+    # Where the run was submitted: {"traceparent": …}, or {}.
+    trace: dict[str, str]
     lease_until: datetime
 
 

@@ -7,13 +7,24 @@ from django.db.models import Exists, Max, OuterRef, QuerySet
 from django.db.models.functions import Now
 
 from mailbox_app.conf import conf
-from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Thread
+from mailbox_app.models import (
+    AgentRegistration,
+    Dispatch,
+    Event,
+    IdempotencyKey,
+    JournalEntry,
+    Message,
+    Outbox,
+    Run,
+    Thread,
+    Ticket,
+)
 from mailbox_app.states import DispatchStatus, OutboxStatus
 
 
 def batch() -> int:
     """Delete up to one batch of each kind of row; returns how many went."""
-    return _dispatches() + _events() + _outbox() + _idempotency_keys() + _registrations()
+    return _dispatches() + _events() + _outbox() + _threads() + _idempotency_keys() + _registrations()
 
 
 def _dispatches() -> int:
@@ -53,6 +64,31 @@ def _outbox() -> int:
     dead = Outbox.objects.filter(status=OutboxStatus.DEAD_LETTER)
     given_up = dead.filter(completed_at__lt=_ago(conf.dead_letter_retention_seconds))
     return _delete(old.order_by("completed_at", "id")) + _delete(given_up.order_by("completed_at", "id"))
+
+
+def _threads() -> int:
+    """Deleted threads with all that is theirs, in batches of rows: the thread itself goes last.
+
+    One with a dead letter nobody dealt with stays as long as that does.
+    """
+    kept = Dispatch.objects.dead_letters().filter(thread_id=OuterRef("pk"))
+    old = Thread.objects.filter(deleted_at__lt=_ago(conf.deleted_thread_retention_seconds)).exclude(Exists(kept))
+    found = list(old.order_by("deleted_at", "id").values_list("pk", flat=True)[: conf.batch_size])
+    pruned = 0
+    belongings: tuple[QuerySet[Any], ...] = (
+        Event.objects.filter(thread_id__in=found),
+        JournalEntry.objects.filter(run__thread_id__in=found),
+        Ticket.objects.filter(run__thread_id__in=found),
+        Outbox.objects.filter(source_thread_id__in=found),
+        Message.objects.filter(thread_id__in=found),
+        Dispatch.objects.filter(thread_id__in=found),
+        Run.objects.filter(thread_id__in=found),
+    )
+    for rows in belongings:
+        pruned += _delete(rows.order_by("pk"))
+        if pruned >= conf.batch_size:
+            return pruned
+    return pruned + _delete(Thread.objects.filter(pk__in=found).order_by("pk"))
 
 
 def _idempotency_keys() -> int:

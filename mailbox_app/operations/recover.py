@@ -115,12 +115,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
 
 
 def _slots_by_queue() -> dict[str, int]:
-    """Slots of the workers last seen on each queue; 1 for a queue that has due work and no worker known."""
+    """Slots of the live workers of each queue that has due work; 1 where none is known."""
     due = Thread.objects.filter(due_at__isnull=False).order_by().values_list("due_queue", flat=True).distinct()
-    queues = {queue: 0 for queue in due if queue is not None}
-    workers = AgentRegistration.objects.remembered(conf.agent_memory_seconds).order_by("worker")
-    for row in workers.values("worker", "queues", "slots").distinct():
-        for queue in row["queues"]:
-            if queue in queues:
-                queues[queue] += row["slots"]
-    return {queue: max(1, slots) for queue, slots in queues.items()}
+    served = AgentRegistration.objects.live().by_queue()
+    return {queue: max(1, served.get(queue, (0, 0))[1]) for queue in due if queue is not None}

@@ -1,18 +1,20 @@
 """Accept work: a message posted to a thread becomes a run that will answer it, in one transaction."""
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, transaction
 
-from mailbox_app import catalogue, hints
+from mailbox_app import catalogue, hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable, UnknownAgent
 from mailbox_app.models import AgentRegistration, AgentVersion, Boundary, Run, Thread, ask
-from mailbox_app.operations import append, emit, enqueue, inputs, submission
+from mailbox_app.operations import append, emit, enqueue, inputs, keys, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -20,11 +22,6 @@ _FURTHEST = timedelta(days=366)
 # SQLSTATE of deadlock_detected and serialization_failure.
 _LOST_TO_ANOTHER = ("40P01", "40001")
 _DEADLOCK_ATTEMPTS = 3
-# In the order of the hashes, so that two submissions with several keys take them alike. The ORM has no advisory locks.
-_RESERVE = """
-    SELECT pg_advisory_xact_lock(hash)
-    FROM (SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest(%(names)s::text[]) AS name ORDER BY 1) AS hashes
-"""
 
 # Every submission asks this.
 _LATEST_VERSION = "SELECT version FROM mailbox_agentversion WHERE agent = %(agent)s ORDER BY id DESC LIMIT 1"
@@ -90,9 +87,9 @@ def many(
     """Queue many runs in one transaction, all or none; each submission has the arguments of `run` but scope and origin.
 
     Receipts come in the order of the submissions, and on one thread the runs are queued in that order. `most`: how many
-    are allowed (None: `max_batch`). Raises what `run` does; the fields of an InvalidInput begin with `runs[3].`.
+    are allowed (None: `max_batch_runs`). Raises what `run` does; the fields of an InvalidInput begin with `runs[3].`.
     """
-    limit = conf.max_batch if most is None else most
+    limit = conf.max_batch_runs if most is None else most
     if isinstance(submissions, str | bytes | Mapping) or not isinstance(submissions, Sequence) or not submissions:
         raise InvalidInput("runs", "empty", "runs must be a list of at least one submission")
     if len(submissions) > limit:
@@ -108,7 +105,7 @@ def many(
             if "messages" not in one:
                 raise InvalidInput("messages", "required", "messages is required")
             checked.append(submission.check(**{**one, "scope": scope, "origin": origin}))
-    return _write(checked)
+    return _write(checked, is_batch=True)
 
 
 def messages(
@@ -128,7 +125,7 @@ def messages(
     wanted = Boundary(inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END)))
     try:
         with transaction.atomic():
-            reserve([given])
+            keys.reserve([given])
             with Thread.objects.hold(_threads([given])) as (thread,):
                 if thread.open_run_id is None:
                     queued = queue(given, thread)
@@ -144,17 +141,20 @@ def messages(
     return posted
 
 
-def _write(submissions: list[Submission]) -> list[Receipt]:
+def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Receipt]:
     """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
 
     def write() -> list[Receipt]:
         with transaction.atomic():
-            reserve(submissions)
+            keys.reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
-                queued = [_queue(one, thread) for one, thread in zip(submissions, threads, strict=True)]
-            for thread in held:
-                hints.tell(thread)
+                queued = []
+                latest = functools.cache(_latest_version)
+                for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
+                    with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
+                        queued.append(_queue(one, thread, latest))
+            hints.tell(*held)
         return [
             Receipt(
                 thread_id=thread.pk,
@@ -166,22 +166,33 @@ def _write(submissions: list[Submission]) -> list[Receipt]:
             for one, thread in zip(queued, threads, strict=True)
         ]
 
-    try:
-        return _again_if_deadlocked(write)
-    except IntegrityError as error:
-        raise refusal(error, submissions) from error
+    agents = {one.agent for one in submissions}
+    with tracing.submit_span(agent=agents.pop() or None if len(agents) == 1 else None) as note:
+        try:
+            receipts = _again_if_deadlocked(write)
+        except IntegrityError as error:
+            raise refusal(error, submissions) from error
+        first = receipts[0]
+        note(thread_id=first.thread_id, run_id=first.run_id, dispatch_id=first.dispatch_id)
+        return receipts
 
 
-def _queue(given: Submission, thread: Thread) -> enqueue.Queued:
+def _queue(given: Submission, thread: Thread, latest_version: Callable[[str], str]) -> enqueue.Queued:
     """Refuse what the thread's present state forbids, then write run, messages, dispatch and events."""
     if given.if_active == "reject" and thread.open_run_id is not None:
         raise ActiveRunConflict(
             f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
         )
-    return queue(given, thread)
+    return queue(given, thread, latest_version=latest_version)
 
 
-def queue(given: Submission, thread: Thread, *, durable: enqueue.Durable | None = None) -> enqueue.Queued:
+def queue(
+    given: Submission,
+    thread: Thread,
+    *,
+    latest_version: Callable[[str], str] | None = None,
+    durable: enqueue.Durable | None = None,
+) -> enqueue.Queued:
     """Write run, messages, dispatch and events of a submission, under the fence."""
     agent = given.agent or _last_agent(thread)
     wishes = agent_options(agent)
@@ -189,7 +200,7 @@ def queue(given: Submission, thread: Thread, *, durable: enqueue.Durable | None 
         raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
     spec = enqueue.RunSpec(
         agent=agent,
-        config_version=_config_version(agent, given.config_version),
+        config_version=_known_version(agent, given.config_version) or (latest_version or _latest_version)(agent),
         queue=wishes.get("queue") or conf.default_queue,
         priority=_first(given.priority, wishes.get("priority"), conf.default_priority),
         max_attempts=_first(given.max_attempts, wishes.get("max_attempts"), conf.max_attempts),
@@ -243,23 +254,12 @@ def agent_options(name: str) -> dict[str, Any]:
     return dict(latest.options)
 
 
-def reserve(submissions: Sequence[Submission]) -> None:
-    """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
-
-    The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
-    """
-    names = [f"mailbox:{one.scope}:{name}" for one in submissions for name in one.unique_names]
-    if names:
-        with connection.cursor() as cursor:
-            cursor.execute(_RESERVE, {"names": names})
-
-
 def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     """The thread of each submission: locked, or made here and not written yet. The same one for the same id or key."""
     scope = submissions[0].scope
-    keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
+    wanted_keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
     ids = {one.thread_id for one in submissions if one.thread_id is not None}
-    of_key = ids_of_keys(scope, keys) if keys else {}
+    of_key = keys.of_threads(scope, wanted_keys) if wanted_keys else {}
     wanted = ids | set(of_key.values())
     locked = {thread.pk: thread for thread in Thread.objects.lock(sorted(wanted), scope=scope)} if wanted else {}
     return [
@@ -272,24 +272,15 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     ]
 
 
-def ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
-    """The threads of these keys, made if they are missing; the rows are not locked yet."""
-    # ON CONFLICT DO NOTHING waits for whoever is inserting the same key; the next statement sees the winner's row.
-    known = Thread.objects.in_scope(scope).not_deleted().filter(key__in=keys)
-    found = dict(known.values_list("key", "pk"))
-    if len(found) < len(keys):
-        missing = [Thread(scope=scope, key=key) for key in keys if key not in found]
-        Thread.objects.bulk_create(missing, ignore_conflicts=True)
-        found = dict(known.all().values_list("key", "pk"))
-    return {str(key): pk for key, pk in found.items()}
+def _latest_version(agent: str) -> str:
+    """The configuration published last; blank if there is none."""
+    found = ask(_LATEST_VERSION, {"agent": agent})
+    return str(found[0][0]) if found else ""
 
 
-def _config_version(agent: str, wanted: str) -> str:
-    """The published configuration the run is bound to: the one asked for, else the latest; blank if there is none."""
-    if not wanted:
-        found = ask(_LATEST_VERSION, {"agent": agent})
-        return str(found[0][0]) if found else ""
-    if not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
+def _known_version(agent: str, wanted: str) -> str:
+    """The configuration asked for, if any was."""
+    if wanted and not AgentVersion.objects.of_agent(agent).filter(version=wanted).exists():
         raise InvalidInput(
             "config_version", "unknown_config_version", f"agent {agent!r} has no published version {wanted!r}"
         )

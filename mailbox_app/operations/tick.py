@@ -1,13 +1,16 @@
-"""Do what the clock asks for: promote work, end waits. Every `due_tick_seconds`; several at once do no harm."""
+"""Do what the clock asks for, every `due_tick_seconds` (several at once do no harm), or what is made to come now."""
 
 import uuid
+from dataclasses import dataclass
 
 from django.db.models import Exists, OuterRef
+from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import Dispatch, Run, Thread
-from mailbox_app.operations import settle
+from mailbox_app.errors import NotScheduled, RunNotFound
+from mailbox_app.models import Dispatch, Kind, Run, Thread
+from mailbox_app.operations import emit, inputs, settle
 from mailbox_app.states import LIVE_DISPATCH
 
 
@@ -46,3 +49,40 @@ def _expire_on(thread_id: uuid.UUID) -> int:
 
 def _goes_on() -> Exists:
     return Exists(Dispatch.objects.filter(run_id=OuterRef("pk"), status__in=LIVE_DISPATCH))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeDue:
+    """The dispatch that may start now. `changed`: it could not before."""
+
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    dispatch_id: uuid.UUID
+    changed: bool
+
+
+def run_now(*, run_id: uuid.UUID, by: str = "", scope: str | None = None) -> MadeDue:
+    """Let a run that is scheduled for later, or backing off, start now; one that could already is left alone.
+
+    It keeps its place: what goes before it on its thread still does. `by` names who asked, for operators. Raises
+    RunNotFound, Gone, and NotScheduled when nothing of it is queued.
+    """
+    by = inputs.text("by", by, may_be_blank=True)
+    runs = Run.objects.filter(pk=run_id)
+    if scope is not None:
+        runs = runs.in_scope(scope)
+    thread_id = runs.values_list("thread_id", flat=True).first()
+    if thread_id is None:
+        raise RunNotFound(f"run not found: {run_id}", run_id=run_id)
+    with Thread.objects.fence(thread_id) as thread:
+        dispatch = Dispatch.objects.of_run(run_id).queued().first()
+        if dispatch is None:
+            status = Run.objects.values_list("status", flat=True).get(pk=run_id)
+            raise NotScheduled(f"run {run_id} is {status} and has nothing queued", run_id=run_id, run_status=status)
+        changed = dispatch.available_at > thread.locked_at
+        if changed:
+            Dispatch.objects.filter(pk=dispatch.pk).update(available_at=thread.locked_at, updated_at=Now())
+            emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="run_now")
+            emit.of_operator(thread, emit.RUN_MADE_DUE, dispatch, by=by)
+    hints.tell(thread)
+    return MadeDue(thread_id=thread.pk, run_id=run_id, dispatch_id=dispatch.pk, changed=changed)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import uvicorn
 from django.db import connection
 
 from mailbox_app.models import Run
+from mailbox_app.operations import claim, settle
 from mailbox_project.asgi import application
 from tests import make
 
@@ -70,7 +72,7 @@ def test_a_body_of_unknown_length_is_read(caller: httpx.Client) -> None:
 
 
 def test_a_body_of_unknown_length_is_limited(caller: httpx.Client, settings: Any) -> None:
-    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000
+    settings.MAILBOX = {**settings.MAILBOX, "max_body_bytes": 1_000}
     body = {**HELLO, "metadata": {"a": "x" * 1_000}}
     answer = caller.post("/v1/runs", content=chunks(body), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
@@ -78,7 +80,7 @@ def test_a_body_of_unknown_length_is_limited(caller: httpx.Client, settings: Any
 
 
 def test_a_body_over_the_limit_is_413_on_the_wire_too(caller: httpx.Client) -> None:
-    answer = caller.post("/v1/runs", json={**HELLO, "metadata": {"a": "x" * 3 * 1024 * 1024}})
+    answer = caller.post("/v1/runs", json={**HELLO, "metadata": {"a": "x" * 11 * 1024 * 1024}})
     assert (answer.status_code, answer.headers["Content-Type"]) == (413, "application/problem+json")
 
 
@@ -90,3 +92,25 @@ def test_many_at_a_time_are_all_accepted_and_leave_no_connection_behind(caller: 
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
         assert cursor.fetchone()[0] < 25
+
+
+def test_a_wait_over_real_http_ends_when_its_run_does_and_other_requests_are_answered_meanwhile(
+    caller: httpx.Client,
+) -> None:
+    accepted = caller.post("/v1/runs", json=HELLO).json()
+    [one] = claim.due(queue="mailbox.default", agents=["echo"], worker="w@here:1", tokens=[uuid.uuid4()]).claims
+    with ThreadPoolExecutor(8) as pool:
+        waits = [pool.submit(caller.get, f"/v1/runs/{accepted['run_id']}/wait?timeout=25") for _ in range(8)]
+        assert caller.get("/v1/threads").status_code == 200
+        assert not any(wait.done() for wait in waits)
+        settle.complete(one, output="done")
+        answers = [wait.result() for wait in waits]
+    assert {(answer.status_code, answer.json()["final_output"]) for answer in answers} == {(200, "done")}
+
+
+def test_a_client_that_leaves_during_a_wait_ends_it(caller: httpx.Client) -> None:
+    """Else the server, which waits for its requests when it is stopped, would be there a minute later."""
+    accepted = caller.post("/v1/runs", json=HELLO).json()
+    with pytest.raises(httpx.ReadTimeout):
+        caller.get(f"/v1/runs/{accepted['run_id']}/wait?timeout=60", timeout=0.5)
+    assert caller.get(f"/v1/runs/{accepted['run_id']}").json()["status"] == "created"

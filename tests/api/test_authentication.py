@@ -22,7 +22,24 @@ ROUTES = [
     ("POST", "/v1/threads"),
     ("GET", f"/v1/threads/{UNKNOWN}"),
     ("GET", f"/v1/threads/{UNKNOWN}/messages"),
+    ("GET", "/v1/runs"),
     ("POST", "/v1/runs"),
+    ("POST", "/v1/runs/batch"),
+    ("GET", f"/v1/runs/{UNKNOWN}/dispatches"),
+    ("GET", f"/v1/runs/{UNKNOWN}/wait"),
+    ("POST", f"/v1/runs/{UNKNOWN}/cancel"),
+    ("POST", f"/v1/runs/{UNKNOWN}/run-now"),
+    ("PATCH", f"/v1/threads/{UNKNOWN}"),
+    ("DELETE", f"/v1/threads/{UNKNOWN}"),
+    ("GET", f"/v1/threads/{UNKNOWN}/runs"),
+    ("GET", f"/v1/threads/{UNKNOWN}/runs/active"),
+    ("GET", f"/v1/threads/{UNKNOWN}/runs/latest"),
+    ("GET", f"/v1/threads/{UNKNOWN}/dispatches"),
+    ("GET", f"/v1/threads/{UNKNOWN}/events"),
+    ("GET", "/v1/dead-letters"),
+    ("POST", "/v1/dead-letters/replay"),
+    ("POST", f"/v1/dead-letters/{UNKNOWN}/replay"),
+    ("POST", f"/v1/dead-letters/{UNKNOWN}/discard"),
     ("GET", f"/v1/runs/{UNKNOWN}"),
     ("GET", f"/v1/runs/{UNKNOWN}/events"),
 ]
@@ -131,7 +148,12 @@ def test_a_user_of_no_scope_is_401(settings: Any, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/runs/{run}", "/runs/{run}/events", "/threads/{thread}", "/threads/{thread}/messages"]
+    "path",
+    [
+        *("/runs/{run}", "/runs/{run}/events", "/runs/{run}/dispatches", "/runs/{run}/wait?timeout=0"),
+        *("/threads/{thread}", "/threads/{thread}/messages", "/threads/{thread}/runs", "/threads/{thread}/events"),
+        *("/threads/{thread}/runs/latest", "/threads/{thread}/dispatches"),
+    ],
 )
 def test_another_scopes_id_is_404_and_its_answer_that_of_an_unknown_id(path: str) -> None:
     run = make.run(scope="acme")
@@ -140,11 +162,11 @@ def test_another_scopes_id_is_404_and_its_answer_that_of_an_unknown_id(path: str
     made_up = uuid.uuid4()
     foreign, unknown = mine.get(real), mine.get(path.format(run=made_up, thread=made_up))
     assert (foreign.status_code, unknown.status_code, theirs.get(real).status_code) == (404, 404, 200)
-    mentioned = (run.pk if "runs" in path else run.thread_id, made_up)
+    mentioned = (run.pk if path.startswith("/runs") else run.thread_id, made_up)
     assert foreign.content.replace(str(mentioned[0]).encode(), str(mentioned[1]).encode()) == unknown.content
     assert dict(foreign.headers) == dict(unknown.headers)
     Run.objects.all().delete()
-    if "runs" in path:
+    if path.startswith("/runs"):
         assert mine.get(real).content == foreign.content
 
 

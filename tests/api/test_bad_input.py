@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pytest_django import DjangoAssertNumQueries
 
-from mailbox_app.api.v1 import serializers
+from mailbox_app.api.v1 import requests
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -166,7 +166,7 @@ def test_every_unknown_field_is_named_at_once() -> None:
 
 
 def test_a_body_over_the_limit_is_413_and_writes_nothing(settings: Any) -> None:
-    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000
+    settings.MAILBOX = {**settings.MAILBOX, "max_body_bytes": 1_000}
     api = make.api()
     before = make.row_counts()
     answer = api.post("/runs", message(content="x" * 1_000))
@@ -216,7 +216,7 @@ def test_a_malformed_id_in_the_path_is_400(path: str) -> None:
 
 
 def test_null_is_as_good_as_absent() -> None:
-    absent = dict.fromkeys(serializers.NewRunSerializer().fields, None)
+    absent = dict.fromkeys(requests.NewRunSerializer().fields, None)
     answer = make.api().post("/runs", {**absent, **run()})
     assert answer.status_code == 202
 

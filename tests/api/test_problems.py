@@ -59,8 +59,9 @@ def test_an_unknown_address_under_the_prefix_is_404(path: str) -> None:
 def test_a_method_the_address_does_not_support_is_405_and_says_which_it_does() -> None:
     api = make.api()
     for method, path, allowed in (
-        ("DELETE", "/v1/runs", "POST"),
-        ("GET", "/v1/runs", "POST"),
+        ("DELETE", "/v1/runs", "GET, POST, HEAD"),
+        ("GET", "/v1/runs/batch", "POST"),
+        ("POST", "/v1/runs/0190a0a0-0000-7000-8000-000000000000/wait", "GET, HEAD"),
         ("OPTIONS", "/v1/threads", "GET, POST, HEAD"),
         ("PATCH", "/v1/threads", "GET, POST, HEAD"),
         ("POST", "/v1/schema", "GET, HEAD"),

@@ -47,13 +47,30 @@ def test_the_schema_is_valid_and_drawn_without_a_warning() -> None:
 def test_the_schema_describes_every_route_and_nothing_else() -> None:
     described = {(method.upper(), path) for path, methods in document()["paths"].items() for method in methods}
     assert described == {
+        ("GET", "/v1/runs"),
         ("POST", "/v1/runs"),
+        ("POST", "/v1/runs/batch"),
         ("GET", "/v1/runs/{run_id}"),
         ("GET", "/v1/runs/{run_id}/events"),
         ("POST", "/v1/runs/{run_id}/resume"),
+        ("GET", "/v1/runs/{run_id}/dispatches"),
+        ("GET", "/v1/runs/{run_id}/wait"),
+        ("POST", "/v1/runs/{run_id}/cancel"),
+        ("POST", "/v1/runs/{run_id}/run-now"),
         ("GET", "/v1/threads"),
         ("POST", "/v1/threads"),
         ("GET", "/v1/threads/{thread_id}"),
+        ("PATCH", "/v1/threads/{thread_id}"),
+        ("DELETE", "/v1/threads/{thread_id}"),
+        ("GET", "/v1/threads/{thread_id}/runs"),
+        ("GET", "/v1/threads/{thread_id}/runs/active"),
+        ("GET", "/v1/threads/{thread_id}/runs/latest"),
+        ("GET", "/v1/threads/{thread_id}/dispatches"),
+        ("GET", "/v1/threads/{thread_id}/events"),
+        ("GET", "/v1/dead-letters"),
+        ("POST", "/v1/dead-letters/replay"),
+        ("POST", "/v1/dead-letters/{dispatch_id}/replay"),
+        ("POST", "/v1/dead-letters/{dispatch_id}/discard"),
         ("GET", "/v1/threads/{thread_id}/messages"),
     }
     named = {pattern.name for pattern in urls.urlpatterns if pattern.name}
@@ -64,7 +81,7 @@ def test_every_refusal_is_described_as_problem_details() -> None:
     for methods in document()["paths"].values():
         for described in methods.values():
             refusals = {status: answer for status, answer in described["responses"].items() if int(status) >= 400}
-            assert {"401", "406", "500", "503"} <= set(refusals)
+            assert {"401", "406", "429", "500", "503"} <= set(refusals)
             for answer in refusals.values():
                 assert answer["content"] == {
                     "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -82,16 +99,17 @@ def test_ids_in_addresses_are_described_as_uuids() -> None:
 
 def test_creating_posts_take_an_idempotency_key() -> None:
     paths = document()["paths"]
-    for address in ("/v1/runs", "/v1/threads"):
+    for address in ("/v1/runs", "/v1/runs/batch", "/v1/threads", "/v1/dead-letters/{dispatch_id}/replay"):
         names = {(parameter["in"], parameter["name"]) for parameter in paths[address]["post"]["parameters"]}
         assert ("header", "Idempotency-Key") in names
 
 
 def test_the_examples_of_the_schema_are_accepted() -> None:
-    body = document()["paths"]["/v1/runs"]["post"]["requestBody"]["content"]["application/json"]
-    assert body["examples"]
-    for example in body["examples"].values():
-        assert make.api().post("/runs", example["value"]).status_code == 202
+    for route in ("/runs", "/runs/batch"):
+        body = document()["paths"][f"/v1{route}"]["post"]["requestBody"]["content"]["application/json"]
+        assert body["examples"]
+        for example in body["examples"].values():
+            assert make.api().post(route, example["value"]).status_code == 202
 
 
 def test_the_schema_shows_this_api_alone_and_where_it_is_mounted(settings: Any) -> None:

@@ -176,3 +176,71 @@ def test_the_log_of_a_thread_is_empty_404_or_410() -> None:
     Thread.objects.update(deleted_at=Now())
     for path in (f"/threads/{thread.pk}/messages", f"/threads/{thread.pk}"):
         assert make.problem_of(api.get(path))["status"] == 410
+
+
+def test_title_and_metadata_of_a_thread_are_changed_apart() -> None:
+    thread = make.thread(key="k", title="T", metadata={"a": 1})
+    api = make.api()
+    for body, title, metadata in (
+        ({"title": "New"}, "New", {"a": 1}),
+        ({"metadata": {"b": [2]}}, "New", {"b": [2]}),
+        ({"title": "", "metadata": {}}, "", {}),
+        ({}, "", {}),
+        ({"title": None}, "", {}),
+    ):
+        answer = api.patch(f"/threads/{thread.pk}", body)
+        assert (answer.status_code, answer.json()["title"], answer.json()["metadata"]) == (200, title, metadata)
+        assert answer.json() == api.get(f"/threads/{thread.pk}").json()
+    assert answer.json()["key"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"key": "other"}, 422, "key"),
+        ({"title": "x" * 501}, 422, "title"),
+        ({"title": 5}, 422, "title"),
+        ({"metadata": []}, 422, "metadata"),
+        ([], 422, "body"),
+    ],
+)
+def test_a_change_that_is_refused_changes_nothing(body: Any, status: int, field: str) -> None:
+    thread = make.thread(title="T")
+    thread.refresh_from_db()
+    answer = make.api().patch(f"/threads/{thread.pk}", body)
+    assert (answer.status_code, make.problem_of(answer)["errors"][0]["field"]) == (status, field)
+    assert (Thread.objects.get().title, Thread.objects.get().updated_at) == ("T", thread.updated_at)
+
+
+def test_a_deleted_thread_is_410_for_every_route_and_its_key_free_again() -> None:
+    api = make.api()
+    thread = make.thread(key="k")
+    answer = api.delete(f"/threads/{thread.pk}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    for path in ("", "/messages", "/runs", "/runs/active", "/runs/latest", "/dispatches", "/events"):
+        gone = api.get(f"/threads/{thread.pk}{path}")
+        assert (gone.status_code, make.problem_of(gone)["code"]) == (410, "gone")
+    for gone in (
+        api.delete(f"/threads/{thread.pk}"),
+        api.patch(f"/threads/{thread.pk}", {"title": "T"}),
+        api.post("/runs", {"agent": "echo", "thread_id": str(thread.pk), "messages": [{"content": "x"}]}),
+    ):
+        assert (gone.status_code, make.problem_of(gone)["code"]) == (410, "gone")
+    assert api.get("/threads").json()["items"] == []
+    assert api.post("/threads", {"key": "k"}).status_code == 201
+
+
+def test_a_thread_with_work_to_do_is_not_deleted() -> None:
+    run = make.run()
+    answer = make.api().delete(f"/threads/{run.thread_id}")
+    found = make.problem_of(answer)
+    assert (answer.status_code, found["code"], found["run_id"]) == (409, "thread_busy", str(run.pk))
+    assert Thread.objects.get().deleted_at is None
+
+
+def test_another_scope_s_thread_is_neither_changed_nor_deleted() -> None:
+    thread = make.thread(scope="other", title="T")
+    api = make.api()
+    for answer in (api.delete(f"/threads/{thread.pk}"), api.patch(f"/threads/{thread.pk}", {"title": "mine"})):
+        assert (answer.status_code, make.problem_of(answer)["code"]) == (404, "thread_not_found")
+    assert (Thread.objects.get().title, Thread.objects.get().deleted_at) == ("T", None)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mailbox_app import checks, conf, states
+from mailbox_app import checks, conf, metrics, states
+from mailbox_app.api.v1 import errors, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,10 +37,48 @@ What `manage.py check` finds, printed from `mailbox_app/checks.py`. `manage.py c
 as well. Django's `SILENCED_SYSTEM_CHECKS` silences one by its id.
 
 """
+ERRORS = """# Error codes
+
+Every refusal of the API is problem details (RFC 9457) with one of these codes, printed from
+`mailbox_app/api/v1/errors.py`. Decide by `code`; `detail` is for people, and may change. 422 and some others name the
+fields in `errors`, each with a code of its own. In Python the same codes are on the classes of `mailbox_app.errors`.
+
+"""
+OPENAPI = """# Printed from the code (mailbox_app/api/v1); a test compares. A running server shows it at /v1/docs.
+"""
+METRICS = """# Metrics
+
+What `/metrics` shows, printed from `mailbox_app/metrics.py`. Mount it in your urls and give Prometheus its token:
+
+```python
+path("metrics", include("mailbox_app.api.v1.metrics")),                  # urls.py
+MAILBOX = {"metrics_token": "…", "metrics_folder": "/run/mailbox", …}      # settings.py
+```
+
+**Who may read it.** The bearer token `metrics_token`, and staff: with a session, or with an API token of theirs. Nobody
+else, also not from the same host: behind a proxy everybody is.
+
+**Gauges** are sampled from the rows when somebody asks, at a cost a backlog does not raise; nothing is counted for them
+in between. Of queued dispatches 10,000 are looked at; beyond that PostgreSQL's own estimate is shown, as
+`mailbox_depth_is_estimated` says. Only the web process samples them.
+
+**Counters and histograms** are counted where things happen, after the commit: in web processes, in a worker's pool
+children, in its threads. All that share `metrics_folder` (one host, or one container) show each other's counts, those
+of processes that were killed included, so one of them is enough to ask. Without a folder each process knows of itself
+alone. For workers on other hosts, set `metrics_port`: each worker then serves `/metrics` for its own host, counters
+only, under the same token. Workers that share a folder share their counts: give a port to one of them.
+
+A rate over the sum of all instances is right where each instance has a folder of its own. Counts outlive restarts, for
+as long as the folder does.
+
+"""
 DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/states.md": (STATES, states.diagram),
     "docs/settings.md": (SETTINGS, conf.reference),
     "docs/checks.md": (CHECKS, checks.reference),
+    "docs/errors.md": (ERRORS, errors.reference),
+    "docs/openapi.yaml": (OPENAPI, schema.printed),
+    "docs/metrics.md": (METRICS, metrics.reference),
 }
 
 
@@ -65,6 +104,14 @@ def test_every_setting_has_one_line_with_its_unit() -> None:
         assert (unit == "bytes") == name.endswith("_bytes")
 
 
+def test_every_error_code_has_one_line_and_says_what_to_do() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \| (.+) \| (.+) \|$", (ROOT / "docs/errors.md").read_text(), re.M)
+    assert [(code, int(status)) for code, status, _, _ in rows] == [
+        (code, kind.status) for code, kind in errors.PROBLEMS.items()
+    ]
+    assert all(meaning.strip().endswith(".") for _, _, _, meaning in rows)
+
+
 def test_every_check_has_one_line_and_a_test_named_after_it() -> None:
     numbers = [check.id for check in checks.CHECKS]
     assert len(set(numbers)) == len(numbers)
@@ -80,3 +127,51 @@ def test_every_check_says_what_to_do() -> None:
     for check in checks.CHECKS:
         assert check.finding.endswith(".")
         assert check.hint.endswith(".")
+
+
+def test_every_metric_has_one_line_and_follows_the_rules_of_prometheus() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs/metrics.md").read_text(), re.M)
+    assert rows == [(one.name, one.type) for one in metrics.METRICS]
+    assert len({name for name, _ in rows}) == len(rows)
+    for one in metrics.METRICS:
+        assert one.name.startswith("mailbox_")
+        assert (one.type == "counter") == one.name.endswith("_total")
+        assert one.type != "histogram" or one.name.endswith("_seconds")
+        assert one.meaning.endswith(".")
+        assert not [label for label in one.labels if label.endswith("_id")]
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+# `operations/submit.py: run()`, `models/thread.py`; a folder of the package or of the checkout.
+_PLACE = re.compile(r"`((?:[\w.]+/)*[\w]+\.py)(?:: (\w+)\(\))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_function_a_page_names_is_there(page: Path) -> None:
+    for name, function in _PLACE.findall(page.read_text()):
+        if name.startswith(("your", "celery.py", "urls.py", "settings.py")):
+            continue
+        found = [path for path in (ROOT / "mailbox_app" / name, ROOT / name) if path.is_file()]
+        assert found, f"{page.name} names {name}"
+        if function:
+            source = found[0].read_text()
+            assert re.search(rf"def {function}\(|class {function}\b", source), (
+                f"{page.name} names {function}() of {name}"
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_runbook_names_metrics_and_codes_there_are() -> None:
+    text = (ROOT / "docs/runbook.md").read_text()
+    known = metrics.reference()
+    for name in set(re.findall(r"`(mailbox_[a-z_]+)`", text)):
+        assert f"`{name}`" in known, name
+    for code in set(re.findall(r"code `(\w+)`", text)):
+        spelled = [path for path in (ROOT / "mailbox_app").rglob("*.py") if f'"{code}"' in path.read_text()]
+        assert spelled, code

@@ -152,6 +152,21 @@ def test_a_broker_that_freezes_between_two_signals_costs_about_a_second_once(
         os.kill(own_redis.pid, signal.SIGCONT)
 
 
+def test_a_broker_that_freezes_before_the_sweep_opens_the_breaker_too(
+    queue: str, own_redis: Redis, settings: Any
+) -> None:
+    """The sweep asks what waits in the queue before it sends."""
+    broker(settings, own_redis.url, redis_url="", broker_retry_seconds=60)
+    assert hints.fill(queue, signals=1) == 1
+    assert own_redis.pid is not None
+    os.kill(own_redis.pid, signal.SIGSTOP)
+    try:
+        assert hints.fill(queue, signals=5) == 0
+        assert channel.breaker_of(hints._broker_url()).is_open()
+    finally:
+        os.kill(own_redis.pid, signal.SIGCONT)
+
+
 def test_the_breaker_closes_again_and_signals_go_out(queue: str, own_redis: Redis, settings: Any) -> None:
     broker(settings, own_redis.url, broker_retry_seconds=0.2)
     own_redis.stop()

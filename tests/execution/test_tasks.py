@@ -3,15 +3,17 @@
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from django.db import OperationalError
 from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel, hints, tasks
 from mailbox_app.conf import conf
-from mailbox_app.execution import Context
+from mailbox_app.execution import Context, registry
 from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
 from mailbox_app.operations import claim, settle
 from tests import given
@@ -212,3 +214,25 @@ def test_a_tick_ends_waits_and_a_sweep_delivers(queue: str) -> None:
     tasks.sweep.apply()
     row.refresh_from_db()
     assert (scene.run(claim).status, row.status) == ("done", "delivered")
+
+
+def test_a_worker_that_could_not_write_itself_down_tries_again_with_its_heartbeats(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "registration_seconds": 0.5}
+    tries: list[str] = []
+
+    def announce(**given: Any) -> int:
+        tries.append(given["worker"])
+        if len(tries) == 1:
+            raise OperationalError("the database is away")
+        return registry.announce(**given)
+
+    monkeypatch.setattr(tasks, "registry", SimpleNamespace(announce=announce))
+    monkeypatch.setattr(tasks, "announcement", {"worker": "late@here", "queues": {"fast"}, "slots": 2})
+    monkeypatch.setattr(tasks, "_register_at", 0.0)
+    tasks._beat()
+    assert AgentRegistration.objects.of_worker("late@here").count() == 0
+    until(lambda: tasks._beat() or AgentRegistration.objects.of_worker("late@here").live().exists(), "it is written")
+    tasks._beat()
+    assert tries == ["late@here"] * 2

@@ -7,8 +7,8 @@ import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
-from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Run
-from mailbox_app.operations import prune, settle
+from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Run, Thread
+from mailbox_app.operations import prune, settle, threads
 from tests import given
 from tests.operations import scene
 
@@ -154,3 +154,55 @@ def test_a_batch_is_bounded_for_each_kind(settings: Any) -> None:
     for _ in range(5):
         given.idempotency_key(created_at=Now() - 2 * DAY)
     assert [prune.batch() for _ in range(4)] == [2, 2, 1, 0]
+
+
+def deleted(by: timedelta) -> Any:
+    """A thread with a row of every kind, deleted that long ago."""
+    claim = finished()
+    run = scene.run(claim)
+    given.journal_entry(run=run)
+    given.ticket(run=run, status="answered")
+    given.outbox(source_thread=run.thread, status="delivered")
+    given.thread(parent=run.thread)
+    threads.delete(scope=scene.SCOPE, thread_id=claim.thread_id)
+    age(Thread.objects.filter(pk=claim.thread_id), "deleted_at", by)
+    return claim
+
+
+@pytest.mark.parametrize(("by", "left"), [(7 * DAY - MINUTE, 1), (7 * DAY + MINUTE, 0)], ids=["kept", "pruned"])
+def test_a_deleted_thread_goes_with_all_that_is_its_own_after_seven_days(by: timedelta, left: int) -> None:
+    alive = finished()
+    claim = deleted(by)
+    while prune.batch():
+        pass
+    assert Thread.objects.filter(pk=claim.thread_id).count() == left
+    rows = scene.tables()
+    for name in ("Run", "Dispatch", "Message", "Event", "JournalEntry", "Ticket", "Outbox"):
+        assert any(str(claim.thread_id) in str(row) or str(claim.run_id) in str(row) for row in rows[name]) == bool(
+            left
+        )
+    assert (scene.run(alive).status, len(scene.log(alive))) == ("done", 2)
+    assert Thread.objects.count() == 2 + left, "the child stays"
+
+
+def test_a_deleted_thread_goes_in_small_batches_the_thread_last(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    claim = deleted(8 * DAY)
+    sizes = []
+    while went := prune.batch():
+        sizes.append(went)
+        assert went <= 4
+        if Event.objects.exists() or Run.objects.exists():
+            assert Thread.objects.filter(pk=claim.thread_id).exists()
+    assert len(sizes) > 4
+    assert not Thread.objects.filter(pk=claim.thread_id).exists()
+
+
+def test_a_deleted_thread_with_a_dead_letter_nobody_dealt_with_stays_as_long_as_that() -> None:
+    claim = bury()
+    age(Thread.objects, "deleted_at", 8 * DAY)
+    assert prune.batch() == 0
+    age(Dispatch.objects, "completed_at", 31 * DAY)
+    while prune.batch():
+        pass
+    assert not Thread.objects.filter(pk=claim.thread_id).exists()

@@ -1,11 +1,13 @@
-"""tick.promote: scheduled and backed-off work becomes due when its time has come, not before."""
+"""tick: scheduled and backed-off work becomes due when its time has come, not before, unless it is made to."""
 
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
+from mailbox_app.errors import NotScheduled, RunNotFound
 from mailbox_app.models import Dispatch, Thread
 from mailbox_app.operations import settle, tick
 from tests.operations import scene
@@ -65,3 +67,46 @@ def test_a_backoff_that_is_over_is_promoted() -> None:
     scene.make_available(claim)
     assert tick.promote() == 1
     assert scene.taken().attempt == 2
+
+
+def run_now(of: Any, **given: Any) -> tick.MadeDue:
+    return tick.run_now(**{"run_id": of.run_id, "by": "ann", **given})
+
+
+def test_a_scheduled_run_can_be_made_to_start_now() -> None:
+    posted = scene.post(available_at=scene.database_now() + timedelta(hours=1))
+    assert scene.flag(posted) == scene.WAKING
+    made = run_now(posted)
+    assert (made.dispatch_id, made.changed) == (posted.dispatch_id, True)
+    assert scene.flag(posted) == scene.DUE
+    assert scene.kinds(posted)[-2:] == ["RunRescheduled", "RunMadeDue"]
+    assert (scene.last_event(posted).visibility, scene.last_event(posted).payload["by"]) == ("internal", "ann")
+    assert scene.taken().run_id == posted.run_id
+
+
+def test_a_run_that_backs_off_can_be_made_to_start_now_and_keeps_its_attempts() -> None:
+    claim = scene.posted_and_taken()
+    settle.nack(claim, code="transient", message="no", retry_after=3600)
+    assert run_now(claim, scope=scene.SCOPE).changed
+    assert scene.taken().attempt == 2
+
+
+def test_a_run_that_could_start_already_is_left_alone() -> None:
+    posted = scene.post()
+    with scene.nothing_changes():
+        assert run_now(posted).changed is False
+
+
+def test_a_run_with_nothing_queued_cannot_be_made_due() -> None:
+    claim = scene.posted_and_taken()
+    with scene.nothing_changes(), pytest.raises(NotScheduled) as refused:
+        run_now(claim)
+    assert refused.value.facts["run_status"] == "running"
+    settle.complete(claim)
+    with scene.nothing_changes():
+        with pytest.raises(NotScheduled):
+            run_now(claim)
+        with pytest.raises(RunNotFound):
+            run_now(claim, scope="other")
+        with pytest.raises(RunNotFound):
+            run_now(claim, run_id=uuid.uuid4())

@@ -11,9 +11,11 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from mailbox_app import gauges
+from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, ownership
+from mailbox_app.operations import candidates, claim, deliver, freeze, ownership, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -27,9 +29,10 @@ FILL = """
     FROM generate_series(1, 5000) AS n;
 
     INSERT INTO mailbox_run (id, scope, thread_id, agent, code_version, config_version, status, turn, "order", input,
-        output, activation, state, resumes, steps, input_tokens, output_tokens, started_at, finished_at)
+        output, activation, state, resumes, steps, input_tokens, output_tokens, created_at, started_at, finished_at)
     SELECT id, 'acme', id, 'echo', '', '', CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'done' ELSE 'created' END,
-        1, 1, '{}', '{}', '{}', '{}', '[]', 0, 0, 0, now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
+        1, 1, '{}', '{}', '{}', '{}', '[]', 0, 0, 0, now() - random() * interval '30 days',
+        now(), CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN now() END
     FROM mailbox_thread;
 
     UPDATE mailbox_run SET status = 'waiting', finished_at = NULL, waiting = '{}', wait_until = now() + interval '1 day'
@@ -249,3 +252,44 @@ def test_a_dedupe_key_s_holder_is_one_probe() -> None:
 
 def test_a_thread_s_key_is_one_probe() -> None:
     assert_uses("thread_key_unique_in_scope", Thread.objects.in_scope("acme").not_deleted().filter(key="k"))
+
+
+def test_a_scope_s_runs_are_listed_newest_first() -> None:
+    rows = Run.objects.in_scope("acme").filter(thread__deleted_at=None)
+    for cursor in (None, Newest("runs", by="created_at").at(Run.objects.all()[0])):
+        assert_uses("run_recent_in_scope", Newest("runs", by="created_at").after(rows, cursor)[:51], sorts=True)
+
+
+def test_a_thread_s_runs_are_listed_newest_first() -> None:
+    rows = Run.objects.filter(thread=a_thread())
+    assert_uses("run_of_thread", Newest("runs", by="order").after(rows, None)[:51], sorts=True)
+
+
+def test_the_dead_letters_of_a_scope_are_listed_latest_first() -> None:
+    rows = Newest("dead", by="completed_at").after(replay.matching(scope="acme"), None)[:51]
+    assert_uses("dispatch_dead_letter", rows, sorts=True)
+
+
+def test_gc_finds_deleted_threads() -> None:
+    old = Thread.objects.filter(deleted_at__lt=Now() - timedelta(days=7)).order_by("deleted_at", "id")[:100]
+    assert_uses("thread_deleted", old, sorts=True)
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (gauges._CLAIMED, "dispatch_one_claimed_per_thread"),
+        (gauges._OLDEST, "thread_due"),
+        (gauges._UNRESOLVED, "dispatch_dead_letter"),
+    ],
+    ids=["claimed", "oldest due", "dead letters"],
+)
+def test_a_scrape_counts_through_partial_indexes(sql: str, index: str) -> None:
+    plan = explain(sql, {"most": 20_000})
+    assert index in {node.get("Index Name") for node in plan}, plan
+    assert "Seq Scan" not in {node["Node Type"] for node in plan}, plan
+
+
+def test_a_scrape_looks_at_no_more_queued_dispatches_than_it_may() -> None:
+    [limit] = [node for node in explain(gauges._QUEUED, {"most": 100}) if node["Node Type"] == "Limit"]
+    assert limit["Plan Rows"] <= 100

@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.conf import settings
-from django.core.exceptions import RequestDataTooBig
 from django.db import transaction
 from django.http import HttpRequest
 from django.urls import reverse
@@ -21,11 +19,14 @@ from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.schemas.inspectors import ViewInspector
+from rest_framework.throttling import BaseThrottle
 from rest_framework.views import APIView
 
 from mailbox_app.api.v1 import errors
 from mailbox_app.api.v1.errors import Malformed
 from mailbox_app.api.v1.permissions import AUTHENTICATION, HasScope, scope_of
+from mailbox_app.api.v1.throttling import RequestThrottle
+from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -63,7 +64,7 @@ class PublicView(APIView):
     permission_classes: Sequence[type[BasePermission]] = ()
     renderer_classes: Sequence[type[BaseRenderer]] = (Renderer,)
     parser_classes = (JSONParser,)
-    throttle_classes = ()
+    throttle_classes: Sequence[type[BaseThrottle]] = ()
     content_negotiation_class = Negotiation
     versioning_class = None
     http_method_names = ("get", "head", "post", "put", "patch", "delete")
@@ -98,7 +99,8 @@ class MailboxView(PublicView):
     """A route of the API proper: authenticated, and within one scope."""
 
     authentication_classes = AUTHENTICATION
-    permission_classes = (HasScope,)
+    permission_classes: Sequence[type[BasePermission]] = (HasScope,)
+    throttle_classes: Sequence[type[BaseThrottle]] = (RequestThrottle,)
 
     scope: str
 
@@ -132,35 +134,61 @@ def body_of(request: Request, fields: set[str], required: tuple[str, ...] = ()) 
     Read here and not by the framework, which takes a body of unknown length for none, applies no limit to it, and lets
     NaN, repeated names and other encodings pass.
     """
-    given = _parsed(request)
+    return fields_of(_parsed(request), fields, required)
+
+
+def optional_body_of(request: Request, fields: set[str]) -> dict[str, Any]:
+    """The same, of a request that may have no body at all."""
+    return body_of(request, fields) if _read(request._request) else {}
+
+
+def fields_of(given: Any, fields: set[str], required: tuple[str, ...] = (), *, at: str = "") -> dict[str, Any]:
+    """The known fields of an object of the body; `at` is where in it the object stands."""
+    whole, before = (at, f"{at}.") if at else ("body", "")
     if not isinstance(given, dict):
-        raise InvalidInput("body", "not_an_object", f"the body must be a JSON object, not {_kind(given)}")
+        raise InvalidInput(
+            whole, "not_an_object", f"{at or 'the body'} must be {'an' if at else 'a JSON'} object, not {_kind(given)}"
+        )
     unknown = sorted(set(given) - fields)
     if unknown:
-        refusal = InvalidInput(unknown[0], "unknown_field", f"the body has no field {unknown[0]!r:.100}")
-        refusal.errors = [
-            {"field": name, "code": "unknown_field", "message": f"the body has no field {name!r:.100}"}
-            for name in unknown[:20]
-        ]
+        named = [(f"{before}{name}", f"{at or 'the body'} has no field {name!r:.100}") for name in unknown[:20]]
+        refusal = InvalidInput(named[0][0], "unknown_field", named[0][1])
+        refusal.errors = [{"field": name, "code": "unknown_field", "message": message} for name, message in named]
         raise refusal
     for name in required:
         if name not in given:
-            raise InvalidInput(name, "required", f"{name} is required")
+            raise InvalidInput(f"{before}{name}", "required", f"{before}{name} is required")
     return {name: value for name, value in given.items() if value is not None or name in required}
+
+
+def _read(plain: HttpRequest) -> bytes:
+    """The body, at most `max_body_bytes` of it: Django's own limit is for forms, and not for bodies in chunks."""
+    if not hasattr(plain, "_body"):
+        announced = str(plain.META.get("CONTENT_LENGTH") or "0")
+        if announced.isdecimal() and int(announced) > conf.max_body_bytes:
+            raise _too_large()
+        # Kept where `HttpRequest.body` looks, for error reporters.
+        plain._body = plain.read(conf.max_body_bytes + 1)
+    body: bytes = plain.body
+    if len(body) > conf.max_body_bytes:
+        raise _too_large()
+    return body
+
+
+def _too_large() -> Malformed:
+    most = conf.max_body_bytes
+    return Malformed("body_too_large", f"the body must have at most {most} bytes", max_bytes=most)
 
 
 def _parsed(request: Request) -> Any:
     plain: HttpRequest = request._request
-    if not plain.content_type and not plain.body:
+    body = _read(plain)
+    if not plain.content_type and not body:
         raise Malformed("malformed_json", "the body is empty; send a JSON object")
     if not _JSON_TYPE.fullmatch(plain.content_type or ""):
         raise UnsupportedMediaType(plain.content_type or "", "Send the body as application/json.")
     if (plain.content_params or {}).get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaType(plain.content_type or "", "Send JSON in UTF-8.")
-    body = plain.body
-    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-    if limit is not None and len(body) > limit:  # a chunked body announces no length, so Django did not look
-        raise RequestDataTooBig
     try:
         return json.loads(body.decode(), object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

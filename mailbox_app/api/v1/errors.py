@@ -1,5 +1,6 @@
 """What a refusal looks like over HTTP: RFC 9457 problem details, and the one table code → status."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest
 from django.http.request import UnreadablePostError
 from django.utils.log import log_response
-from rest_framework.exceptions import APIException, NotAuthenticated
+from rest_framework.exceptions import APIException, NotAuthenticated, Throttled
 from rest_framework.response import Response
 
 from mailbox_app.errors import InvalidInput, MailboxError, Retryable
@@ -42,6 +43,7 @@ PROBLEMS: dict[str, Problem] = {
     "not_found": Problem(404, "There is nothing at this address"),
     "thread_not_found": Problem(404, "There is no such thread"),
     "run_not_found": Problem(404, "There is no such run"),
+    "dead_letter_not_found": Problem(404, "There is no such dead letter"),
     "method_not_allowed": Problem(405, "The address does not support this method"),
     "not_acceptable": Problem(406, "No representation matches the Accept header"),
     "conflict": Problem(409, "The state has moved on"),
@@ -49,6 +51,10 @@ PROBLEMS: dict[str, Problem] = {
     "duplicate_key": Problem(409, "Another run holds this dedupe key"),
     "already_exists": Problem(409, "It exists already"),
     "immutable": Problem(409, "What is published is never changed"),
+    "thread_busy": Problem(409, "The thread has a run that is not done"),
+    "not_scheduled": Problem(409, "The run has nothing queued that could start now"),
+    "already_resolved": Problem(409, "The dead letter has been replayed or discarded"),
+    "nothing_to_replay": Problem(409, "The run of the dead letter had read nothing"),
     "idempotency_key_reused": Problem(409, "The Idempotency-Key belongs to another request"),
     "request_in_flight": Problem(409, "The first request with this Idempotency-Key is still running", 1),
     "gone": Problem(410, "It was here and has been deleted"),
@@ -57,9 +63,31 @@ PROBLEMS: dict[str, Problem] = {
     "unsupported_media_type": Problem(415, "The body must be JSON"),
     "invalid_input": Problem(422, "Something in the request is not acceptable"),
     "unknown_agent": Problem(422, "No worker knows this agent"),
+    "throttled": Problem(429, "Too many requests, or runs, in this minute"),
     "internal_error": Problem(500, "The server failed"),
     "retryable": Problem(503, "Nothing was written: try again", 1),
     "unavailable": Problem(503, "The database cannot be reached just now", 1),
+}
+
+# Where the class of the error tree says less than a caller over HTTP needs.
+_MEANINGS = {
+    "malformed_request": "Mend the request.",
+    "malformed_json": "Mend the body; `detail` says where it breaks off.",
+    "malformed_id": "Ids are UUIDs with hyphens.",
+    "malformed_cursor": "Pass `next_cursor` back as it was, with the same filters.",
+    "malformed_parameter": "Mend the parameter that `errors` names.",
+    "malformed_idempotency_key": "Send 1 to 200 visible ASCII characters.",
+    "not_authenticated": "Send `Authorization: Bearer <token>`, or log in.",
+    "authentication_failed": "Get another token: this one is unknown, expired or revoked, or its user is not active.",
+    "permission_denied": "Ask somebody who may.",
+    "not_found": "Look the address up in the API's document.",
+    "method_not_allowed": "`Allow` lists the methods.",
+    "not_acceptable": "Accept `application/json`.",
+    "body_too_large": "Send less: `max_bytes` is the limit (setting `max_body_bytes`).",
+    "unsupported_media_type": "Send `Content-Type: application/json`, in UTF-8.",
+    "throttled": "Wait for as long as `Retry-After` says.",
+    "internal_error": "Tell an operator; the error has been logged.",
+    "unavailable": "Repeat the request, with the same Idempotency-Key if it had one.",
 }
 
 _RESERVED = frozenset({"type", "title", "status", "detail", "code", "errors", "instance"})
@@ -131,6 +159,21 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
             return _logged(problem("internal_error", "The request failed; the error has been logged."), error, context)
 
 
+def reference() -> str:
+    """Every code as a Markdown table."""
+    classes = {one.code: one for one in _tree(MailboxError)}
+    lines = ["| code | status | title | what it means, what to do |", "|---|---|---|---|"]
+    for code, kind in PROBLEMS.items():
+        meaning = _MEANINGS.get(code) or (classes[code].__doc__ or "").splitlines()[0]
+        again = "" if kind.retry_after is None else f" `Retry-After: {kind.retry_after}`."
+        lines.append(f"| `{code}` | {kind.status} | {kind.title} | {meaning}{again} |")
+    return "\n".join(lines) + "\n"
+
+
+def _tree(root: type[MailboxError]) -> list[type[MailboxError]]:
+    return [one for child in root.__subclasses__() for one in (child, *_tree(child))]
+
+
 def _of_framework(error: APIException) -> Response:
     unauthenticated = isinstance(error, NotAuthenticated)
     detail = "send `Authorization: Bearer <token>`, or log in" if unauthenticated else str(error.detail)
@@ -138,6 +181,8 @@ def _of_framework(error: APIException) -> Response:
     challenge = getattr(error, "auth_header", None)
     if challenge:
         response["WWW-Authenticate"] = challenge
+    if isinstance(error, Throttled):
+        response["Retry-After"] = str(max(math.ceil(getattr(error, "wait", None) or 0), 1))
     return response
 
 

@@ -6,10 +6,10 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import runs, serializers
+from mailbox_app.api.v1 import runs, serializers, threads
 from mailbox_app.api.v1.base import MailboxView
 from mailbox_app.api.v1.pagination import limit_of, number_of, page, parameters
-from mailbox_app.api.v1.schema import LIMIT, RUN_ID, operation
+from mailbox_app.api.v1.schema import LIMIT, RUN_ID, THREAD_ID, operation
 from mailbox_app.errors import CursorPruned
 from mailbox_app.models import Event, Thread
 
@@ -33,6 +33,23 @@ class RunEventsView(MailboxView):
         cursor, limit = number_of(given, "cursor") or 0, limit_of(given)
         run = runs.find(self.scope, run_id)
         return Response(_page(run.thread_id, Event.objects.filter(run_id=run.pk), cursor, limit))
+
+
+class ThreadEventsView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="list_thread_events",
+        summary="List a thread's events",
+        tags=["threads"],
+        parameters=[THREAD_ID, CURSOR, LIMIT],
+        responses={200: serializers.EventPageSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """A thread's public events in order. Pass `next_cursor` back as `cursor` to hear what came since."""
+        given = parameters(request, "cursor", "limit")
+        cursor, limit = number_of(given, "cursor") or 0, limit_of(given)
+        thread = threads.find(self.scope, thread_id)
+        return Response(_page(thread.pk, Event.objects.filter(thread=thread), cursor, limit))
 
 
 def _page(thread_id: Any, events: Any, cursor: int, limit: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -10,12 +11,16 @@ from django.core import signing
 from django.db.models import Model, Q, QuerySet
 from rest_framework.request import Request
 
+from mailbox_app.api.v1 import fields
 from mailbox_app.api.v1.errors import Malformed
 from mailbox_app.errors import InvalidInput
+from mailbox_app.operations import inputs
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 _MAX_CURSOR = 2**63 - 1
+# A number as JSON has it.
+_NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,5})?", re.ASCII)
 _WHOLE = re.compile(r"-?[0-9]{1,30}", re.ASCII)
 
 RowT = TypeVar("RowT", bound=Model)
@@ -69,31 +74,63 @@ def page(found: Iterable[ItemT], limit: int) -> tuple[list[ItemT], bool]:
     return items[:limit], len(items) > limit
 
 
+def seconds_of(given: dict[str, str], name: str, *, otherwise: float, most: float) -> float:
+    """How long to wait: brought into 0 to `most`."""
+    value = given.get(name)
+    if value is None:
+        return min(otherwise, most)
+    if not _NUMBER.fullmatch(value):
+        raise Malformed("malformed_parameter", f"{name} must be a number of seconds, not {value!r:.50}", field=name)
+    return min(max(float(value), 0.0), most)
+
+
+def text_of(given: dict[str, str], name: str) -> str | None:
+    """A filter that is text."""
+    return inputs.optional_text(name, given.get(name))
+
+
+def id_of(given: dict[str, str], name: str) -> uuid.UUID | None:
+    """A filter that is an id."""
+    return inputs.identifier(name, given.get(name))
+
+
+def instant_of(given: dict[str, str], name: str) -> datetime | None:
+    """A filter that is a time."""
+    return fields.instant(name, given.get(name))
+
+
 class Newest:
-    """Cursors of a listing by `updated_at`, newest first: signed, so that a mended one is refused.
+    """Cursors of a listing by a column that only grows, newest first: signed, so that a mended one is refused.
 
     `purpose` names listing, scope and filters: a cursor is good for these only. A row that moves to the front while
     somebody reads is not shown twice; it may be passed over, and is then on a new first page.
     """
 
-    def __init__(self, *purpose: str) -> None:
-        self._signer = signing.Signer(salt="mailbox.cursor:" + json.dumps(purpose))
+    def __init__(self, *purpose: Any, by: str = "updated_at") -> None:
+        self._by = by
+        self._signer = signing.Signer(salt="mailbox.cursor:" + json.dumps(purpose, default=str))
 
     def after(self, rows: "QuerySet[RowT]", cursor: str | None) -> "QuerySet[RowT]":
         """The rows past the cursor, in order."""
-        rows = rows.order_by("-updated_at", "-id")
+        rows = rows.order_by(f"-{self._by}", "-id")
         if cursor is None:
             return rows
         try:
-            moment, row_id = self._signer.unsign_object(cursor)
+            stood, row_id = self._signer.unsign_object(cursor)
         except (signing.BadSignature, ValueError) as error:
             raise Malformed(
                 "malformed_cursor", "cursor was not made by this listing with these filters", field="cursor"
             ) from error
-        reached = datetime.fromisoformat(moment)
+        reached = stood if isinstance(stood, int) else datetime.fromisoformat(stood)
         # The first condition alone bounds the index scan; the second breaks the tie.
-        return rows.filter(Q(updated_at__lte=reached) & (Q(updated_at__lt=reached) | Q(id__lt=row_id)))
+        return rows.filter(Q(**{f"{self._by}__lte": reached}) & (Q(**{f"{self._by}__lt": reached}) | Q(id__lt=row_id)))
 
     def at(self, row: Any) -> str:
         """The cursor that stands after this row."""
-        return self._signer.sign_object([row.updated_at.isoformat(), str(row.pk)])
+        stands = getattr(row, self._by)
+        return self._signer.sign_object([stands if isinstance(stands, int) else stands.isoformat(), str(row.pk)])
+
+    def page(self, rows: "QuerySet[RowT]", cursor: str | None, limit: int) -> dict[str, Any]:
+        """One page of these rows, as every listing shows it."""
+        items, has_more = page(self.after(rows, cursor)[: limit + 1], limit)
+        return {"items": items, "next_cursor": self.at(items[-1]) if has_more else None, "has_more": has_more}

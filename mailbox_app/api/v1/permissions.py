@@ -5,8 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Case, Q, Value, When
-from django.db.models.fields import BooleanField
+from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
@@ -17,11 +16,17 @@ from rest_framework.views import APIView
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
-from mailbox_app.models import ApiToken, token_digest
+from mailbox_app.models import ApiToken, columns, read, token_digest
 from mailbox_app.operations import inputs
 
 # A token's last use is written at most this often: one UPDATE a request would make every request a write.
 _TOUCH = timedelta(minutes=1)
+# As `usable()` says it, composed once: every request asks this.
+_USABLE = """
+    SELECT {columns}, coalesce(last_used_at < statement_timestamp() - make_interval(secs => %(seconds)s), TRUE)
+    FROM mailbox_apitoken AS token
+    WHERE digest = %(digest)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > statement_timestamp())
+"""
 _STALE = Q(last_used_at=None) | Q(last_used_at__lt=Now() - _TOUCH)
 
 
@@ -33,15 +38,14 @@ class BearerAuthentication(BaseAuthentication):
         scheme, _, secret = request.headers.get("Authorization", "").strip().partition(" ")
         if scheme.lower() != "bearer":
             return None
-        tokens = ApiToken.objects.usable().select_related("user").filter(digest=token_digest(secret.strip()))
-        token = tokens.annotate(
-            is_stale=Case(When(_STALE, then=Value(True)), default=Value(False), output_field=BooleanField())
-        ).first()
-        if token is None:
+        sql = _USABLE.replace("{columns}", columns(ApiToken, "token"))
+        found = read(ApiToken, sql, {"digest": token_digest(secret.strip()), "seconds": _TOUCH.total_seconds()})
+        if not found:
             raise AuthenticationFailed("The token is unknown, expired or revoked.")
+        [(token, is_stale)] = found
         if token.user is not None and not token.user.is_active:
             raise AuthenticationFailed("The token's user is not active.")
-        if token.is_stale:  # type: ignore[attr-defined]
+        if is_stale:
             ApiToken.objects.filter(_STALE, pk=token.pk).update(last_used_at=Now())
         return token.user, token
 
@@ -56,6 +60,26 @@ class HasScope(BasePermission):
     def has_permission(self, request: Request, view: APIView) -> bool:
         """Tell whether the request has a principal."""
         return isinstance(request.auth, ApiToken) or bool(getattr(request.user, "is_authenticated", False))
+
+
+class IsStaff(BasePermission):
+    """Somebody of the staff, logged in: no token does what these routes do."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """Tell whether the session's user is on the staff."""
+        return is_staff(request)
+
+
+def is_staff(request: Request) -> bool:
+    """Whether the request comes from a session of somebody on the staff."""
+    return not isinstance(request.auth, ApiToken) and bool(getattr(request.user, "is_staff", False))
+
+
+def principal_of(request: Request) -> tuple[str, str]:
+    """Who is calling: a key that is theirs alone, and a name for people to read."""
+    if isinstance(request.auth, ApiToken):
+        return f"token:{request.auth.pk}", f"token {request.auth.name}"[: inputs.MAX_NAME]
+    return f"user:{request.user.pk}", f"user {request.user.get_username()}"[: inputs.MAX_NAME]
 
 
 def scope_of(request: Request) -> str:

@@ -1,21 +1,54 @@
-"""Runs: submit one, look at one."""
+"""Runs: submit one, find, watch and wait for them, stop one or start it now."""
 
+import uuid
 from dataclasses import asdict
+from typing import Any
 
 from django.http.response import HttpResponseBase
-from drf_spectacular.utils import OpenApiExample
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import idempotency, serializers
-from mailbox_app.api.v1.base import MailboxView, body_of, path_id
-from mailbox_app.api.v1.pagination import parameters
-from mailbox_app.api.v1.schema import IDEMPOTENCY_KEY, LOCATION, REPLAYED, RUN_ID, operation
+from mailbox_app.api.v1 import idempotency, requests, serializers, threads
+from mailbox_app.api.v1.base import MailboxView, body_of, optional_body_of, path_id
+from mailbox_app.api.v1.fields import instant
+from mailbox_app.api.v1.pagination import (
+    Newest,
+    choice_of,
+    id_of,
+    instant_of,
+    limit_of,
+    parameters,
+    seconds_of,
+    text_of,
+)
+from mailbox_app.api.v1.permissions import HasScope, IsStaff, principal_of
+from mailbox_app.api.v1.schema import (
+    CREATED,
+    CURSOR,
+    IDEMPOTENCY_KEY,
+    LIMIT,
+    LOCATION,
+    REPLAYED,
+    RUN_ID,
+    THREAD_ID,
+    operation,
+)
+from mailbox_app.api.v1.throttling import charge_submissions
+from mailbox_app.api.v1.waiting import Later, WaitingView
+from mailbox_app.conf import conf
 from mailbox_app.errors import Gone, RunNotFound
-from mailbox_app.models import Run
-from mailbox_app.operations import submit
+from mailbox_app.models import Run, TerminationType
+from mailbox_app.operations import cancel, submit, tick
+from mailbox_app.states import RunStatus
 
-_FIELDS = set(serializers.NewRunSerializer().fields)
+FIELDS = set(requests.NewRunSerializer().fields)
+_CANCEL_FIELDS = set(requests.CancelSerializer().fields)
+_FILTERS = ("thread_id", "agent", "status", "created_after", "created_before")
+# A wait that names no time is one that proxies do not cut off.
+_DEFAULT_WAIT_SECONDS = 30.0
+# What no listing shows, and what may be large.
+_NOT_LISTED = ("final_output", "input", "output", "state")
 
 _EXAMPLES = [
     OpenApiExample(
@@ -40,11 +73,42 @@ _EXAMPLES = [
 
 class RunsView(MailboxView):
     @operation(
+        400, 422,
+        operation_id="list_runs",
+        summary="List runs",
+        tags=["runs"],
+        parameters=[
+            OpenApiParameter("thread_id", str, description="Only runs of this thread."),
+            OpenApiParameter("agent", str),
+            OpenApiParameter("status", str, enum=RunStatus.values),
+            *CREATED, CURSOR, LIMIT,
+        ],
+        responses={200: serializers.RunPageSerializer},
+    )  # fmt: skip
+    def get(self, request: Request) -> Response:
+        """Runs, the newest first."""
+        given = parameters(request, *_FILTERS, "cursor", "limit")
+        limit, scope = limit_of(given), self.scope
+        wanted: dict[str, Any] = {
+            "thread_id": id_of(given, "thread_id"),
+            "agent": text_of(given, "agent"),
+            "status": choice_of(given, "status", RunStatus.values) if "status" in given else None,
+            "created_at__gte": instant_of(given, "created_after"),
+            "created_at__lt": instant_of(given, "created_before"),
+        }
+        rows = Run.objects.in_scope(scope).filter(
+            thread__deleted_at=None, **{name: value for name, value in wanted.items() if value is not None}
+        )
+        # A thread's runs have an index by their place on it; all others one by the time they were made.
+        order = Newest("runs", scope, wanted, by="created_at" if wanted["thread_id"] is None else "order")
+        return Response(_page(order, rows, given, limit))
+
+    @operation(
         400, 404, 409, 410, 413, 415, 422,
         operation_id="submit_run",
         summary="Submit a run",
         tags=["runs"],
-        request=serializers.NewRunSerializer,
+        request=requests.NewRunSerializer,
         responses={202: serializers.ReceiptSerializer},
         parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
         examples=_EXAMPLES,
@@ -52,11 +116,12 @@ class RunsView(MailboxView):
     def post(self, request: Request) -> HttpResponseBase:
         """Post messages to a thread and queue the run that answers them. Once this answers, it is durable."""
         parameters(request)
-        body = body_of(request, _FIELDS, required=("messages",))
+        charge_submissions(request, 1)
+        body = body_of(request, FIELDS, required=("messages",))
         scope = self.scope
 
         def act() -> Response:
-            given = {**body, "available_at": serializers.instant("available_at", body.get("available_at"))}
+            given = {**body, "available_at": instant("available_at", body.get("available_at"))}
             receipt = submit.run(scope=scope, origin="rest", **given)
             answer = serializers.ReceiptSerializer(asdict(receipt))
             return Response(answer.data, status=202, headers={"Location": self.link("run", run_id=receipt.run_id)})
@@ -76,9 +141,138 @@ class RunView(MailboxView):
     def get(self, request: Request, run_id: str) -> Response:
         """A run: where it stands, what came of it, and its latest activation."""
         parameters(request)
-        run = find(self.scope, run_id)
-        run.latest_dispatch = run.dispatches.order_by("-created_at", "-id").first()  # type: ignore[attr-defined]
-        return Response(serializers.RunSerializer(run).data)
+        return Response(_shown(find(self.scope, run_id)))
+
+
+class RunWaitView(WaitingView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="wait_for_run",
+        summary="Wait for a run",
+        tags=["runs"],
+        parameters=[
+            RUN_ID,
+            OpenApiParameter(
+                "timeout", float, description="Seconds, 30 unless given; brought into 0 to the setting `wait_seconds`."
+            ),
+        ],
+        responses={200: serializers.RunSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, run_id: str) -> Response:
+        """The run once it is done, or waits for somebody; or as it stands when the time is over: look at `status`."""
+        given = parameters(request, "timeout")
+        seconds = seconds_of(given, "timeout", otherwise=_DEFAULT_WAIT_SECONDS, most=conf.wait_seconds)
+        run, scope = find(self.scope, run_id), self.scope
+        return Later(
+            until=lambda: not _is_moving(run.pk), seconds=seconds, answer=lambda: (_shown(find(scope, run_id)), 200)
+        )
+
+
+class RunCancelView(WaitingView):
+    @operation(
+        400, 404, 410, 413, 415, 422,
+        operation_id="cancel_run",
+        summary="Cancel a run",
+        tags=["runs"],
+        parameters=[
+            RUN_ID,
+            OpenApiParameter(
+                "wait",
+                float,
+                description="Seconds to wait for its worker to stop, 0 unless given; brought into 0 to the setting "
+                "`cancel_wait_seconds`.",
+            ),
+        ],
+        request=requests.CancelSerializer,
+        responses={200: serializers.CancelledSerializer, 202: serializers.CancelledSerializer},
+    )  # fmt: skip
+    def post(self, request: Request, run_id: str) -> Response:
+        """200 when the run is done: cancelled here, or ended before. 202 while the worker that executes it is asked."""
+        given = parameters(request, "wait")
+        seconds = seconds_of(given, "wait", otherwise=0, most=conf.cancel_wait_seconds)
+        body = optional_body_of(request, _CANCEL_FIELDS)
+        wanted = path_id("run_id", run_id)
+        receipt = cancel.run(scope=self.scope, run_id=wanted, reason=body.get("reason", ""))
+
+        def answer() -> tuple[Any, int]:
+            run = Run.objects.get(pk=wanted)
+            outcome = receipt.outcome
+            if run.status == RunStatus.DONE and outcome == cancel.Outcome.REQUESTED:
+                is_cancelled = (run.termination or {}).get("type") == TerminationType.CANCELLED
+                outcome = cancel.Outcome.CANCELLED if is_cancelled else cancel.Outcome.ALREADY_DONE
+            told = {**asdict(receipt), "outcome": outcome, "status": run.status, "termination": run.termination}
+            return serializers.CancelledSerializer(told).data, 202 if outcome == cancel.Outcome.REQUESTED else 200
+
+        return Later(until=lambda: not _is_moving(wanted), seconds=seconds, answer=answer)
+
+
+class RunNowView(MailboxView):
+    permission_classes = (HasScope, IsStaff)
+
+    @operation(
+        400, 404, 409, 410, 413, 415, 422,
+        operation_id="start_run_now",
+        summary="Start a run now (staff)",
+        tags=["staff"],
+        parameters=[RUN_ID],
+        request=None,
+        responses={200: serializers.MadeDueSerializer},
+    )  # fmt: skip
+    def post(self, request: Request, run_id: str) -> Response:
+        """Let a run that is scheduled for later, or backs off, start as soon as its thread and a worker are free."""
+        parameters(request)
+        optional_body_of(request, set())
+        made = tick.run_now(run_id=path_id("run_id", run_id), by=principal_of(request)[1], scope=self.scope)
+        return Response(serializers.MadeDueSerializer(asdict(made)).data)
+
+
+class ThreadRunsView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="list_thread_runs",
+        summary="List a thread's runs",
+        tags=["threads"],
+        parameters=[THREAD_ID, CURSOR, LIMIT],
+        responses={200: serializers.RunPageSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """A thread's runs, the newest first."""
+        given = parameters(request, "cursor", "limit")
+        limit, thread = limit_of(given), threads.find(self.scope, thread_id)
+        order = Newest("thread-runs", thread.pk, by="order")
+        return Response(_page(order, Run.objects.filter(thread=thread), given, limit))
+
+
+class ThreadActiveRunView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="get_active_run",
+        summary="Look at a thread's open run",
+        tags=["threads"],
+        parameters=[THREAD_ID],
+        responses={200: serializers.RunSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """The run that is open on the thread: executing, waiting, or between two attempts. 404 while there is none."""
+        parameters(request)
+        thread = threads.find(self.scope, thread_id)
+        return Response(_shown(_first(Run.objects.filter(thread=thread).open(), thread.pk, "open run")))
+
+
+class ThreadLatestRunView(MailboxView):
+    @operation(
+        400, 404, 410, 422,
+        operation_id="get_latest_run",
+        summary="Look at a thread's latest run",
+        tags=["threads"],
+        parameters=[THREAD_ID],
+        responses={200: serializers.RunSerializer},
+    )  # fmt: skip
+    def get(self, request: Request, thread_id: str) -> Response:
+        """The run that was submitted last. 404 while there is none."""
+        parameters(request)
+        thread = threads.find(self.scope, thread_id)
+        return Response(_shown(_first(Run.objects.filter(thread=thread), thread.pk, "run")))
 
 
 def find(scope: str, given: str) -> Run:
@@ -90,3 +284,25 @@ def find(scope: str, given: str) -> Run:
     if run.thread.deleted_at is not None:
         raise Gone(f"the thread of run {run_id} has been deleted", run_id=run_id, thread_id=run.thread_id)
     return run
+
+
+def _first(rows: Any, thread_id: Any, what: str) -> Run:
+    run: Run | None = rows.order_by("-order").first()
+    if run is None:
+        raise RunNotFound(f"thread {thread_id} has no {what}", thread_id=thread_id)
+    return run
+
+
+def _shown(run: Run) -> Any:
+    run.latest_dispatch = run.dispatches.order_by("-created_at", "-id").first()  # type: ignore[attr-defined]
+    return serializers.RunSerializer(run).data
+
+
+def _page(order: Newest, rows: Any, given: dict[str, str], limit: int) -> Any:
+    return serializers.RunPageSerializer(order.page(rows.defer(*_NOT_LISTED), given.get("cursor"), limit)).data
+
+
+def _is_moving(run_id: uuid.UUID) -> bool:
+    """Whether there is something to wait for: it is neither done nor waits for somebody, and its thread is there."""
+    rows = Run.objects.filter(pk=run_id, thread__deleted_at=None)
+    return rows.values_list("status", flat=True).first() in (RunStatus.CREATED, RunStatus.RUNNING)

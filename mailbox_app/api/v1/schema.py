@@ -41,6 +41,12 @@ IDEMPOTENCY_KEY = OpenApiParameter(
 )
 RUN_ID = OpenApiParameter("run_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 THREAD_ID = OpenApiParameter("thread_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
+DISPATCH_ID = OpenApiParameter("dispatch_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
+CURSOR = OpenApiParameter("cursor", str, description="`next_cursor` of the page before, with the same filters.")
+CREATED = (
+    OpenApiParameter("created_after", OpenApiTypes.DATETIME, description="Made at this time or later (RFC 3339)."),
+    OpenApiParameter("created_before", OpenApiTypes.DATETIME, description="Made before this time (RFC 3339)."),
+)
 LIMIT = OpenApiParameter("limit", int, description="1 to 200, 50 unless given; brought into that range.")
 LOCATION = OpenApiParameter(
     "Location", OpenApiTypes.STR, OpenApiParameter.HEADER, description="Where it is.", response=[201, 202]
@@ -54,7 +60,7 @@ REPLAYED = OpenApiParameter(
 )
 
 # What any route may answer.
-_ALWAYS = (401, 403, 406, 500, 503)
+_ALWAYS = (401, 403, 406, 429, 500, 503)
 
 
 def operation(*refusals: int, responses: dict[int, Any], **described: Any) -> Callable[[OperationT], OperationT]:
@@ -91,6 +97,23 @@ class _Generator(SchemaGenerator):
 _documents: dict[tuple[str, Any], dict[str, Any]] = {}
 
 
+def document(*, prefix: str = "", urlconf: Any = None) -> dict[str, Any]:
+    """The document of this API as it is mounted in the urlconf (the project's unless given)."""
+    urlconf = urlconf or settings.ROOT_URLCONF
+    if (prefix, urlconf) not in _documents:
+        drawn = _Generator(urlconf=urlconf).get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+        drawn["info"] = {"title": TITLE, "version": "1", "description": DESCRIPTION}
+        if prefix:
+            drawn["servers"] = [{"url": prefix}]
+        _documents[prefix, urlconf] = drawn
+    return _documents[prefix, urlconf]
+
+
+def printed() -> str:
+    """The document of this project in YAML."""
+    return OpenApiYamlRenderer().render(document(), renderer_context={}).decode()  # type: ignore[no-untyped-call,no-any-return]
+
+
 class SchemaView(PublicView):
     # In no document; `extend_schema` would build on the project's DEFAULT_SCHEMA_CLASS.
     schema = None
@@ -98,15 +121,12 @@ class SchemaView(PublicView):
 
     def get(self, request: Request) -> Response:
         """The document; JSON unless YAML (application/vnd.oai.openapi) is asked for."""
-        prefix = str(request.META.get("SCRIPT_NAME", ""))
-        urlconf = getattr(request, "urlconf", settings.ROOT_URLCONF)
-        if (prefix, urlconf) not in _documents:
-            document = _Generator(urlconf=urlconf).get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
-            document["info"] = {"title": TITLE, "version": "1", "description": DESCRIPTION}
-            if prefix:
-                document["servers"] = [{"url": prefix}]
-            _documents[prefix, urlconf] = document
-        return Response(_documents[prefix, urlconf])
+        return Response(
+            document(
+                prefix=str(request.META.get("SCRIPT_NAME", "")),
+                urlconf=getattr(request, "urlconf", settings.ROOT_URLCONF),
+            )
+        )
 
 
 class DocsView(PublicView, SpectacularSwaggerView):
@@ -137,7 +157,7 @@ class _BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class _WordComponent(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "mailbox_app.api.v1.serializers.Word"
+    target_class = "mailbox_app.api.v1.fields.Word"
 
     def map_serializer_field(self, auto_schema: Any, direction: Any) -> Any:
         name, shown = self.target.named, {"type": "string", "enum": [str(word) for word in self.target.words]}
@@ -147,7 +167,7 @@ class _WordComponent(OpenApiSerializerFieldExtension):  # type: ignore[no-untype
 
 
 class _PassedObject(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "mailbox_app.api.v1.serializers.Passed"
+    target_class = "mailbox_app.api.v1.fields.Passed"
 
     def map_serializer_field(self, auto_schema: Any, direction: Any) -> Any:
         component = auto_schema.resolve_serializer(self.target.shape, direction)

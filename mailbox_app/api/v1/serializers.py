@@ -1,148 +1,13 @@
-"""The shapes of requests and answers.
+"""The shapes of answers."""
 
-Answers are made by these; requests are only described by them, for the schema: `operations/inputs.py` judges what comes
-in, as it does for callers in Python, without the framework's leniency ("5" is no number).
-"""
-
-import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from django.db.models import TextChoices
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from mailbox_app.errors import InvalidInput
+from mailbox_app.api.v1.fields import Anything, Content, Instant, Object, Passed, Word
 from mailbox_app.models import Dispatch, Event, Message, Role, Run, TerminationType, Thread, Visibility
-from mailbox_app.operations import submission
+from mailbox_app.operations import cancel
 from mailbox_app.states import DispatchStatus, RunStatus
-
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-
-def instant(name: str, value: Any) -> datetime | None:
-    """An RFC 3339 time, in UTC."""
-    if value is None:
-        return None
-    if isinstance(value, str) and _RFC_3339.fullmatch(value):
-        try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-    raise InvalidInput(
-        name, "not_a_time", f"{name} must be an RFC 3339 time such as 2031-05-01T09:30:00Z, not {value!r:.50}"
-    )
-
-
-class Word(serializers.CharField):
-    """A string limited to the words of an enumeration, which the schema shows under the enumeration's name."""
-
-    def __init__(self, words: type[TextChoices] | Sequence[str], *, named: str = "", **options: Any) -> None:
-        self.named = named or words.__name__  # type: ignore[union-attr]
-        self.words = list(words)
-        super().__init__(**options)
-
-
-@extend_schema_field({"type": "object", "additionalProperties": True})
-class Object(serializers.JSONField):
-    """A JSON object."""
-
-
-@extend_schema_field({})
-class Anything(serializers.JSONField):
-    """Any JSON value."""
-
-
-@extend_schema_field(
-    {
-        "oneOf": [
-            {"type": "string", "minLength": 1},
-            {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "type": "object",
-                    "properties": {"type": {"type": "string"}, "text": {"type": "string"}},
-                    "required": ["type"],
-                    "additionalProperties": True,
-                },
-            },
-        ]
-    }
-)
-class Content(serializers.JSONField):
-    """Text, or a list of parts."""
-
-
-class Passed(serializers.JSONField):
-    """A stored JSON object or null, handed on as it is; the serializer describes it."""
-
-    def __init__(self, shape: type[serializers.Serializer[Any]], **options: Any) -> None:
-        self.shape = shape
-        super().__init__(allow_null=True, **options)
-
-
-class Instant(serializers.DateTimeField):
-    """A time, RFC 3339 in UTC whatever the project's formats are."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(format="iso-8601", default_timezone=UTC, **options)
-
-
-# What comes in. `required` and `allow_null` say what the views do: null is as good as absent.
-
-
-class NewMessageSerializer(serializers.Serializer[Any]):
-    content = Content(help_text="Text, or a list of parts.")
-    role = Word(Role, required=False, help_text="`user` unless given.")
-    client_id = serializers.CharField(
-        required=False, allow_null=True, max_length=200, help_text="An id of your own, unique in your scope."
-    )
-    metadata = Object(required=False, allow_null=True)
-    sender = serializers.CharField(required=False, max_length=200)
-    visibility = Word(Visibility, required=False, help_text="`public` unless given.")
-
-
-class NewRunSerializer(serializers.Serializer[Any]):
-    messages = serializers.ListField(child=NewMessageSerializer(), min_length=1)
-    agent = serializers.CharField(
-        required=False, allow_null=True, max_length=200, help_text="Unless given: the agent of the thread's last run."
-    )
-    thread_id = serializers.UUIDField(required=False, allow_null=True, help_text="An existing thread.")
-    thread_key = serializers.CharField(
-        required=False, allow_null=True, max_length=200, help_text="A thread by your own name; made if it is missing."
-    )
-    if_active = Word(
-        submission.IF_ACTIVE,
-        named="IfActive",
-        required=False,
-        allow_null=True,
-        help_text="While the thread has an open run: wait for it (`enqueue`, the default), or be refused (`reject`).",
-    )
-    priority = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=255, help_text="0 goes first; 128 unless given."
-    )
-    available_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="Not before this time (RFC 3339), at most 366 days ahead."
-    )
-    dedupe_key = serializers.CharField(
-        required=False, allow_null=True, max_length=200, help_text="No second run holds it until this one is done."
-    )
-    max_attempts = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=1000)
-    options = Object(required=False, allow_null=True, help_text="For the agent: `ctx.options`.")
-    metadata = Object(required=False, allow_null=True, help_text="Yours; handed back with the run.")
-
-
-class NewThreadSerializer(serializers.Serializer[Any]):
-    key = serializers.CharField(
-        required=False, allow_null=True, max_length=200, help_text="Your own name for it, unique in your scope."
-    )
-    title = serializers.CharField(required=False, allow_null=True, allow_blank=True, max_length=500)
-    metadata = Object(required=False, allow_null=True)
-
-
-# What goes out.
 
 
 class ReceiptSerializer(serializers.Serializer[Any]):
@@ -151,6 +16,10 @@ class ReceiptSerializer(serializers.Serializer[Any]):
     dispatch_id = serializers.UUIDField()
     message_ids = serializers.ListField(child=serializers.UUIDField())
     status = Word(RunStatus)
+
+
+class BatchSerializer(serializers.Serializer[Any]):
+    items = ReceiptSerializer(many=True, help_text="In the order of the request.")
 
 
 class DispatchSerializer(serializers.Serializer[Dispatch]):
@@ -178,7 +47,9 @@ class RunErrorSerializer(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
-class RunSerializer(serializers.Serializer[Run]):
+class RunItemSerializer(serializers.Serializer[Run]):
+    """A run in a listing: without what may be large."""
+
     id = serializers.UUIDField()
     thread_id = serializers.UUIDField()
     agent = serializers.CharField()
@@ -186,25 +57,105 @@ class RunSerializer(serializers.Serializer[Run]):
     status = Word(RunStatus)
     turn = serializers.IntegerField()
     termination = Passed(TerminationSerializer)
-    final_output = Anything(allow_null=True)
     error = Passed(RunErrorSerializer)
     waiting = Object(allow_null=True, help_text="`reason` and `message` while it waits.")
     resume_at = Instant(allow_null=True)
-    input = Object()
-    output = Object()
-    options = Object()
     metadata = Object()
     dedupe_key = serializers.CharField(allow_null=True)
     parent_run_id = serializers.UUIDField(allow_null=True)
     replay_of_id = serializers.UUIDField(allow_null=True)
-    steps = serializers.IntegerField()
-    input_tokens = serializers.IntegerField()
-    output_tokens = serializers.IntegerField()
-    dispatch = DispatchSerializer(source="latest_dispatch", allow_null=True, help_text="Null once it was pruned.")
     created_at = Instant()
     updated_at = Instant()
     started_at = Instant(allow_null=True)
     finished_at = Instant(allow_null=True)
+
+
+class RunSerializer(RunItemSerializer):
+    final_output = Anything(allow_null=True)
+    input = Object()
+    output = Object()
+    options = Object()
+    steps = serializers.IntegerField()
+    input_tokens = serializers.IntegerField()
+    output_tokens = serializers.IntegerField()
+    dispatch = DispatchSerializer(source="latest_dispatch", allow_null=True, help_text="Null once it was pruned.")
+
+
+class RunPageSerializer(serializers.Serializer[Any]):
+    items = RunItemSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Opaque; null on the last page.")
+    has_more = serializers.BooleanField()
+
+
+class CancelledSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    run_id = serializers.UUIDField()
+    outcome = Word(
+        [outcome.value for outcome in cancel.Outcome],
+        named="CancelOutcome",
+        help_text="`requested`: its worker has been asked and has not stopped yet; `already_done`: it ended otherwise.",
+    )
+    status = Word(RunStatus)
+    termination = Passed(TerminationSerializer)
+
+
+class MadeDueSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    run_id = serializers.UUIDField()
+    dispatch_id = serializers.UUIDField()
+    changed = serializers.BooleanField(help_text="False: it could start already.")
+
+
+class ActivationSerializer(DispatchSerializer):
+    """One activation of a run: its delivery and what came of it."""
+
+    thread_id = serializers.UUIDField()
+    run_id = serializers.UUIDField()
+    agent = serializers.CharField()
+    cancel_requested_at = Instant(allow_null=True)
+    claimed_at = Instant(allow_null=True)
+    termination = Passed(TerminationSerializer)
+    error = Passed(RunErrorSerializer)
+    resolution = serializers.CharField(allow_blank=True, help_text="`replayed` or `discarded`; blank otherwise.")
+    resolved_at = Instant(allow_null=True)
+    created_at = Instant()
+
+
+class ActivationPageSerializer(serializers.Serializer[Any]):
+    items = ActivationSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Opaque; null on the last page.")
+    has_more = serializers.BooleanField()
+
+
+class DeadLetterSerializer(ActivationSerializer):
+    """A dispatch that failed for good."""
+
+    last_error = serializers.CharField(allow_null=True, help_text="The whole error; null for all but the staff.")
+
+
+class DeadLetterPageSerializer(serializers.Serializer[Any]):
+    items = DeadLetterSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Opaque; null on the last page.")
+    has_more = serializers.BooleanField()
+
+
+class ReplayedSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    run_id = serializers.UUIDField(help_text="The new run.")
+    dispatch_id = serializers.UUIDField()
+    replay_of = serializers.UUIDField(help_text="The run whose dead letter it was.")
+    status = Word(RunStatus)
+
+
+class RefusedReplaySerializer(serializers.Serializer[Any]):
+    dispatch_id = serializers.UUIDField()
+    code = serializers.CharField()
+
+
+class ReplayBatchSerializer(serializers.Serializer[Any]):
+    replayed = ReplayedSerializer(many=True)
+    refused = RefusedReplaySerializer(many=True, help_text="They are left as they are.")
+    has_more = serializers.BooleanField(help_text="More match than were gone through: ask again.")
 
 
 class EventSerializer(serializers.Serializer[Event]):

@@ -5,15 +5,17 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import idempotency, serializers
+from mailbox_app.api.v1 import idempotency, requests, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of, path_id
 from mailbox_app.api.v1.pagination import Newest, choice_of, limit_of, number_of, page, parameters
-from mailbox_app.api.v1.schema import IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
+from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models import Message, Thread, Visibility
 from mailbox_app.operations import inputs, submit
+from mailbox_app.operations import threads as verbs
 
-_FIELDS = set(serializers.NewThreadSerializer().fields)
+_FIELDS = set(requests.NewThreadSerializer().fields)
+_CHANGES = set(requests.ThreadChangeSerializer().fields)
 _ORDERS = ("asc", "desc")
 _VISIBILITIES = (*Visibility.values, "all")
 
@@ -26,7 +28,7 @@ class ThreadsView(MailboxView):
         tags=["threads"],
         parameters=[
             OpenApiParameter("key", str, description="Only the thread of this key."),
-            OpenApiParameter("cursor", str, description="`next_cursor` of the page before, with the same filters."),
+            CURSOR,
             LIMIT,
         ],
         responses={200: serializers.ThreadPageSerializer},
@@ -38,9 +40,7 @@ class ThreadsView(MailboxView):
         rows = Thread.objects.in_scope(scope).not_deleted()
         if "key" in given:
             rows = rows.filter(key=inputs.text("key", given["key"]))
-        order = Newest("threads", scope, given.get("key", ""))
-        items, has_more = page(order.after(rows, given.get("cursor"))[: limit + 1], limit)
-        found = {"items": items, "next_cursor": order.at(items[-1]) if has_more else None, "has_more": has_more}
+        found = Newest("threads", scope, given.get("key", "")).page(rows, given.get("cursor"), limit)
         return Response(serializers.ThreadPageSerializer(found).data)
 
     @operation(
@@ -48,7 +48,7 @@ class ThreadsView(MailboxView):
         operation_id="create_thread",
         summary="Create a thread",
         tags=["threads"],
-        request=serializers.NewThreadSerializer,
+        request=requests.NewThreadSerializer,
         responses={201: serializers.ThreadSerializer},
         parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
     )  # fmt: skip
@@ -80,6 +80,36 @@ class ThreadView(MailboxView):
         """A thread."""
         parameters(request)
         return Response(serializers.ThreadSerializer(find(self.scope, thread_id)).data)
+
+    @operation(
+        400, 404, 410, 413, 415, 422,
+        operation_id="change_thread",
+        summary="Change a thread",
+        tags=["threads"],
+        parameters=[THREAD_ID],
+        request=requests.ThreadChangeSerializer,
+        responses={200: serializers.ThreadSerializer},
+    )  # fmt: skip
+    def patch(self, request: Request, thread_id: str) -> Response:
+        """Give a thread another title, other metadata, or both."""
+        parameters(request)
+        wanted = path_id("thread_id", thread_id)
+        verbs.change(scope=self.scope, thread_id=wanted, **body_of(request, _CHANGES))
+        return Response(serializers.ThreadSerializer(find(self.scope, thread_id)).data)
+
+    @operation(
+        400, 404, 409, 410, 422,
+        operation_id="delete_thread",
+        summary="Delete a thread",
+        tags=["threads"],
+        parameters=[THREAD_ID],
+        responses={204: None},
+    )  # fmt: skip
+    def delete(self, request: Request, thread_id: str) -> Response:
+        """Delete a thread none of whose runs is open or queued. From then on it is 410, and its key is free again."""
+        parameters(request)
+        verbs.delete(scope=self.scope, thread_id=path_id("thread_id", thread_id))
+        return Response(status=204)
 
 
 class ThreadMessagesView(MailboxView):

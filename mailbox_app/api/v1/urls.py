@@ -6,9 +6,27 @@ path("v1/", include("mailbox_app.api.v1.urls"))
 from django.urls import path, re_path
 
 from mailbox_app.api.v1.base import NotFoundView
-from mailbox_app.api.v1.events import RunEventsView
+from mailbox_app.api.v1.batch import BatchView
+from mailbox_app.api.v1.dispatches import (
+    DeadLetterDiscardView,
+    DeadLetterReplayView,
+    DeadLettersReplayView,
+    DeadLettersView,
+    RunDispatchesView,
+    ThreadDispatchesView,
+)
+from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
 from mailbox_app.api.v1.resume import ResumeView
-from mailbox_app.api.v1.runs import RunsView, RunView
+from mailbox_app.api.v1.runs import (
+    RunCancelView,
+    RunNowView,
+    RunsView,
+    RunView,
+    RunWaitView,
+    ThreadActiveRunView,
+    ThreadLatestRunView,
+    ThreadRunsView,
+)
 from mailbox_app.api.v1.schema import DocsView, SchemaView
 from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadView
 
@@ -16,12 +34,26 @@ app_name = "mailbox"
 
 urlpatterns = [
     path("runs", RunsView.as_view(), name="runs"),
+    path("runs/batch", BatchView.as_view(), name="runs-batch"),
     path("runs/<str:run_id>", RunView.as_view(), name="run"),
     path("runs/<str:run_id>/events", RunEventsView.as_view(), name="run-events"),
+    path("runs/<str:run_id>/dispatches", RunDispatchesView.as_view(), name="run-dispatches"),
+    path("runs/<str:run_id>/wait", RunWaitView.as_view(), name="run-wait"),
+    path("runs/<str:run_id>/cancel", RunCancelView.as_view(), name="run-cancel"),
+    path("runs/<str:run_id>/run-now", RunNowView.as_view(), name="run-now"),
     path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
+    path("threads/<str:thread_id>/runs", ThreadRunsView.as_view(), name="thread-runs"),
+    path("threads/<str:thread_id>/runs/active", ThreadActiveRunView.as_view(), name="thread-run-active"),
+    path("threads/<str:thread_id>/runs/latest", ThreadLatestRunView.as_view(), name="thread-run-latest"),
+    path("threads/<str:thread_id>/dispatches", ThreadDispatchesView.as_view(), name="thread-dispatches"),
+    path("threads/<str:thread_id>/events", ThreadEventsView.as_view(), name="thread-events"),
+    path("dead-letters", DeadLettersView.as_view(), name="dead-letters"),
+    path("dead-letters/replay", DeadLettersReplayView.as_view(), name="dead-letters-replay"),
+    path("dead-letters/<str:dispatch_id>/replay", DeadLetterReplayView.as_view(), name="dead-letter-replay"),
+    path("dead-letters/<str:dispatch_id>/discard", DeadLetterDiscardView.as_view(), name="dead-letter-discard"),
     path("schema", SchemaView.as_view(), name="schema"),
     path("docs", DocsView.as_view(), name="docs"),
     re_path(r"", NotFoundView.as_view()),

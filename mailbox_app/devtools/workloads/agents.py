@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mailbox_app.errors import Transient
 from mailbox_app.execution import Context, agent
 
 
@@ -40,6 +41,12 @@ def hang(ctx: Context) -> None:
             ctypes.PyDLL(None).sleep(600)
         while True:
             time.sleep(0.05)
+
+
+@agent("workload.fail", max_attempts=2)
+def fail(ctx: Context) -> None:
+    """Fail, to be tried again once: at once, or after `seconds`."""
+    raise Transient("as it was told to", retry_after=ctx.options.get("seconds", 0.0))
 
 
 def _step(ctx: Context, number: int) -> int:

@@ -22,7 +22,7 @@ from mailbox_app.devtools.state import StateFolder
 from mailbox_app.management.commands.mailbox_dev import Interruptible, start
 
 # The passes would signal what a scenario has parked on purpose.
-_SETTINGS = {"sweep_seconds": 3_600, "due_tick_seconds": 1, "max_batch": 1_000}
+_SETTINGS = {"sweep_seconds": 3_600, "due_tick_seconds": 1, "max_batch_runs": 1_000}
 # Name → what measures it, how often at scale 1, and its options.
 SCENARIOS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "celery": ("celery", 2_000, {}),

@@ -1,0 +1,110 @@
+"""The shapes of requests, for the schema: null is as good as absent.
+
+They only describe: `operations/inputs.py` judges what comes in, as it does for callers in Python, without the
+framework's leniency ("5" is no number).
+"""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from mailbox_app.api.v1.fields import Content, Object, Word
+from mailbox_app.models import Role, Visibility
+from mailbox_app.operations import submission
+
+
+class NewMessageSerializer(serializers.Serializer[Any]):
+    content = Content(help_text="Text, or a list of parts.")
+    role = Word(Role, required=False, help_text="`user` unless given.")
+    client_id = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="An id of your own, unique in your scope."
+    )
+    metadata = Object(required=False, allow_null=True)
+    sender = serializers.CharField(required=False, max_length=200)
+    visibility = Word(Visibility, required=False, help_text="`public` unless given.")
+
+
+class NewRunSerializer(serializers.Serializer[Any]):
+    messages = serializers.ListField(child=NewMessageSerializer(), min_length=1)
+    agent = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="Unless given: the agent of the thread's last run."
+    )
+    thread_id = serializers.UUIDField(required=False, allow_null=True, help_text="An existing thread.")
+    thread_key = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="A thread by your own name; made if it is missing."
+    )
+    if_active = Word(
+        submission.IF_ACTIVE,
+        named="IfActive",
+        required=False,
+        allow_null=True,
+        help_text="While the thread has an open run: wait for it (`enqueue`, the default), or be refused (`reject`).",
+    )
+    priority = serializers.IntegerField(
+        required=False, allow_null=True, min_value=0, max_value=255, help_text="0 goes first; 128 unless given."
+    )
+    available_at = serializers.DateTimeField(
+        required=False, allow_null=True, help_text="Not before this time (RFC 3339), at most 366 days ahead."
+    )
+    dedupe_key = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="No second run holds it until this one is done."
+    )
+    max_attempts = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=1000)
+    config_version = serializers.CharField(
+        required=False,
+        allow_null=True,
+        max_length=100,
+        help_text="A published version of the agent's configuration; the latest unless given.",
+    )
+    options = Object(required=False, allow_null=True, help_text="For the agent: `ctx.options`.")
+    metadata = Object(required=False, allow_null=True, help_text="Yours; handed back with the run.")
+
+
+class NewBatchSerializer(serializers.Serializer[Any]):
+    runs = serializers.ListField(child=NewRunSerializer(), min_length=1)
+
+
+class CancelSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(
+        required=False, allow_null=True, allow_blank=True, max_length=200, help_text="Told with the run's events."
+    )
+
+
+class DiscardSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(
+        required=False, allow_null=True, allow_blank=True, max_length=200, help_text="Kept for operators."
+    )
+
+
+class ReplaySerializer(serializers.Serializer[Any]):
+    fresh = serializers.BooleanField(
+        required=False, allow_null=True, help_text="Without the dead run's journal: every step is done again."
+    )
+
+
+class DeadLetterFilterSerializer(serializers.Serializer[Any]):
+    agent = serializers.CharField(required=False, allow_null=True, max_length=200)
+    queue = serializers.CharField(required=False, allow_null=True, max_length=200)
+    code = serializers.CharField(required=False, allow_null=True, max_length=200, help_text="The error's `code`.")
+    created_after = serializers.DateTimeField(required=False, allow_null=True)
+    created_before = serializers.DateTimeField(required=False, allow_null=True)
+
+
+class ReplayManySerializer(ReplaySerializer):
+    filter = DeadLetterFilterSerializer(help_text="An empty one matches all.")
+    limit = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, max_value=200, help_text="50 unless given."
+    )
+
+
+class ThreadChangeSerializer(serializers.Serializer[Any]):
+    title = serializers.CharField(required=False, allow_null=True, allow_blank=True, max_length=500)
+    metadata = Object(required=False, allow_null=True, help_text="Takes the place of all there was.")
+
+
+class NewThreadSerializer(serializers.Serializer[Any]):
+    key = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="Your own name for it, unique in your scope."
+    )
+    title = serializers.CharField(required=False, allow_null=True, allow_blank=True, max_length=500)
+    metadata = Object(required=False, allow_null=True)
