@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.errors import RunNotFound
 from mailbox_app.models import Dispatch, Kind, Message, Run, TerminationType, Thread, Ticket
-from mailbox_app.operations import emit, inputs
+from mailbox_app.operations import emit, enqueue, freeze, inputs, waits
 from mailbox_app.states import CLOSE, DROP, END_WAIT, FINISH, RETRACT, WITHDRAW, Move, RunStatus
 
 RETRACT_REASON = "run_cancelled"
@@ -74,18 +74,23 @@ def _end(thread: Thread, run: Run, reason: str) -> None:
     if queued is not None:
         ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
         thread.move(queued, WITHDRAW, **ended)
+    unread = freeze.unread(thread=thread, run=run)
     if Message.objects.filter(thread=thread, run=run).pending().move(RETRACT, retract_reason=RETRACT_REASON):
         thread.pending_revision += 1
     Ticket.objects.filter(run=run).open().move(CLOSE)
-    no_wait = {"waiting": None, "wait_until": None, "resume_at": None}
-    thread.move(run, _ENDS[run.status], finished_at=thread.locked_at, termination=termination, **no_wait)
-    if thread.open_run_id == run.pk:
-        thread.open_run_id = None
+    is_open = thread.open_run_id == run.pk
+    last = (queued or waits.last_dispatch(run)) if is_open else None
+    thread.move(run, _ENDS[run.status], finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
     facts: dict[str, Any] = {"termination": termination, "reason": reason}
     if queued is not None:
         emit.of_dispatch(thread, Kind.RUN_CANCELLED, queued, **facts)
     else:
         emit.of_run(thread, Kind.RUN_CANCELLED, run, **facts)
+    if last is not None:
+        thread.open_run_id = None
+        # What was said to it, and to nobody else, is read by another run.
+        others = [message for message in unread if message.run_id is None]
+        enqueue.unread(thread=thread, ended=run, dispatch=last, messages=others)
 
 
 def _receipt(run: Run, outcome: Outcome) -> Receipt:

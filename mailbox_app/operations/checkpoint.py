@@ -37,7 +37,9 @@ def reach(claim: Claim, *, after_seq: int | None = None) -> list[Message]:
         if dispatch.cancel_requested_at is not None:
             raise Cancelled(f"run {claim.run_id} was cancelled")
         run = dispatch.run
-        before = [] if after_seq is None else reread.at_checkpoints(run, after_seq=after_seq)
+        before: list[Message] = []
+        if after_seq is not None:
+            before = reread.checkpoints(run, after_seq=after_seq)
         arrived = freeze.at(thread=thread, boundary=Boundary.NEXT_STEP, run=run)
         if arrived:
             thread.change(run, input=freeze.input_of(run, arrived))

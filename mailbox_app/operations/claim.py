@@ -229,10 +229,10 @@ def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, tok
         version_key = catalogue.version_key(code_version)
         started = {
             "started_at": thread.locked_at,
-            "input": freeze.input_of(run, messages),
+            "input": run.input if run.replay_of_id else freeze.input_of(run, messages),
             "state": _inherited(thread, run),
+            "code_version": code_version,
         }
-        started["code_version"] = code_version
     else:
         messages = reread.turn(run)
         move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED

@@ -22,7 +22,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import Conflict, Gone, NotFound, Refused, ThreadNotFound
 from mailbox_app.models import Outbox, Run, Thread, columns, read
-from mailbox_app.operations import checkpoint, emit, enqueue, inputs, settle, submission, submit
+from mailbox_app.operations import checkpoint, emit, enqueue, inputs, keys, settle, submission, submit
 from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import ABANDON, DELIVER, OutboxStatus
@@ -92,7 +92,7 @@ def message(
     assert sent.submission.thread_id is not None
     try:
         with transaction.atomic():
-            submit.reserve([sent.submission])
+            keys.reserve([sent.submission])
             with Thread.objects.fence(sent.submission.thread_id, scope=scope) as thread:
                 delivered = _post(thread, sent)
             hints.tell(thread)
@@ -118,7 +118,7 @@ def send(
         if thread_key is None:
             assert thread_id is not None, "the context has checked that there is one of the two"
             return thread_id
-        return submit.ids_of_keys(claim.scope, [thread_key])[thread_key]
+        return keys.of_threads(claim.scope, [thread_key])[thread_key]
 
     written = checkpoint.send(claim, entry, target=target, payload=payload)
     transaction.on_commit(lambda: _at_once(claim.thread_id, uuid.UUID(written["thread_id"])))
@@ -197,7 +197,7 @@ def _deliver(row: Outbox, scope: str) -> bool:
     target = Thread.objects.in_scope(scope).filter(pk=row.target_thread_id)
     try:
         with transaction.atomic():
-            submit.reserve([sent.submission])
+            keys.reserve([sent.submission])
             with target.order_by("id").fence_free(limit=1) as threads:
                 for thread in threads:
                     first = _first(row.source_thread_id, row.target_thread_id)

@@ -23,6 +23,7 @@ _OUTCOMES: dict[str, str] = {
     Kind.RUN_FINISHED: "natural_end",
     Kind.RUN_ERRORED: "dead_letter",
     Kind.RUN_CANCELLED: "cancelled",
+    Kind.RUN_SUSPENDED: "suspended",
 }
 
 

@@ -76,7 +76,7 @@ def one(*, dispatch_id: uuid.UUID, by: str, scope: str | None = None, fresh: boo
         with Thread.objects.fence(thread_id) as thread:
             dead = _resolve(dispatch_id, Resolution.REPLAYED)
             dedupe_key = dead.run.dedupe_key
-            messages = reread.whole(dead.run)
+            messages = reread.whole_turn(dead.run)
             if not messages:
                 raise NothingToReplay(f"run {dead.run_id} had read nothing", run_id=dead.run_id)
             again = _run(thread, dead.run, messages, by)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, transaction
 
 from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
 from mailbox_app.models import Boundary, Run, Thread
-from mailbox_app.operations import agents, append, emit, enqueue, inputs, submission
+from mailbox_app.operations import agents, append, emit, enqueue, inputs, keys, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -22,11 +22,6 @@ _FURTHEST = timedelta(days=366)
 # SQLSTATE of deadlock_detected and serialization_failure.
 _LOST_TO_ANOTHER = ("40P01", "40001")
 _DEADLOCK_ATTEMPTS = 3
-# In the order of the hashes, so that two submissions with several keys take them alike. The ORM has no advisory locks.
-_RESERVE = """
-    SELECT pg_advisory_xact_lock(hash)
-    FROM (SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest(%(names)s::text[]) AS name ORDER BY 1) AS hashes
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +122,7 @@ def messages(
     wanted = Boundary(inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END)))
     try:
         with transaction.atomic():
-            reserve([given])
+            keys.reserve([given])
             with Thread.objects.hold(_threads([given])) as (thread,):
                 if thread.open_run_id is None:
                     queued = queue(given, thread)
@@ -148,7 +143,7 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
 
     def write() -> list[Receipt]:
         with transaction.atomic():
-            reserve(submissions)
+            keys.reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
                 queued = []
@@ -243,23 +238,12 @@ def thread(
     return created
 
 
-def reserve(submissions: Sequence[Submission]) -> None:
-    """Wait here, before the fence, for whoever is writing the same unique keys: a thread must not wait for another one.
-
-    The keys' own constraints decide; this lock, held until the transaction ends, only moves the waiting.
-    """
-    names = [f"mailbox:{one.scope}:{name}" for one in submissions for name in one.unique_names]
-    if names:
-        with connection.cursor() as cursor:
-            cursor.execute(_RESERVE, {"names": names})
-
-
 def _threads(submissions: Sequence[Submission]) -> list[Thread]:
     """The thread of each submission: locked, or made here and not written yet. The same one for the same id or key."""
     scope = submissions[0].scope
-    keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
+    wanted_keys = sorted({one.thread_key for one in submissions if one.thread_key is not None})
     ids = {one.thread_id for one in submissions if one.thread_id is not None}
-    of_key = ids_of_keys(scope, keys) if keys else {}
+    of_key = keys.of_threads(scope, wanted_keys) if wanted_keys else {}
     wanted = ids | set(of_key.values())
     locked = {thread.pk: thread for thread in Thread.objects.lock(sorted(wanted), scope=scope)} if wanted else {}
     return [
@@ -270,18 +254,6 @@ def _threads(submissions: Sequence[Submission]) -> list[Thread]:
         else Thread(scope=scope)
         for one in submissions
     ]
-
-
-def ids_of_keys(scope: str, keys: Sequence[str]) -> dict[str, uuid.UUID]:
-    """The threads of these keys, made if they are missing; the rows are not locked yet."""
-    # ON CONFLICT DO NOTHING waits for whoever is inserting the same key; the next statement sees the winner's row.
-    known = Thread.objects.in_scope(scope).not_deleted().filter(key__in=keys)
-    found = dict(known.values_list("key", "pk"))
-    if len(found) < len(keys):
-        missing = [Thread(scope=scope, key=key) for key in keys if key not in found]
-        Thread.objects.bulk_create(missing, ignore_conflicts=True)
-        found = dict(known.all().values_list("key", "pk"))
-    return {str(key): pk for key, pk in found.items()}
 
 
 def _again_if_deadlocked(write: Callable[[], list[Receipt]]) -> list[Receipt]:

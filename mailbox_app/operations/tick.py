@@ -1,6 +1,4 @@
-"""Do what the clock asks for: promote work, end waits (every `due_tick_seconds`; several at once do no harm), and what
-makes it come sooner.
-"""
+"""Do what the clock asks for, every `due_tick_seconds` (several at once do no harm), or what is made to come now."""
 
 import uuid
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import pytest
 
 from mailbox_app.errors import InvalidInput, LeaseLost
 from mailbox_app.models import Dispatch, Event, Message, Run
-from mailbox_app.operations import checkpoint, recover, settle, submit
+from mailbox_app.operations import checkpoint, recover, replay, settle, submit
 from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
 
@@ -269,3 +269,24 @@ def test_bad_input_is_refused_and_changes_nothing(field: str, value: Any, code: 
     with scene.nothing_changes(), pytest.raises(InvalidInput) as refusal:
         submit.messages(**{**arguments, field: value})
     assert refusal.value.errors[0]["code"] == code
+
+
+def test_a_replay_begins_with_the_turn_s_input_and_is_handed_what_checkpoints_had_read() -> None:
+    claim = scene.posted_and_taken("one")
+    say(claim, "steer", boundary="next_step")
+    say(claim, "two")
+    checkpoint.reach(claim)
+    following = went_on(claim)
+    say(following, "again", boundary="next_step")
+    checkpoint.reach(following)
+    settle.dead_letter(following, code="permanent", message="no")
+    replay.one(dispatch_id=claim.dispatch_id, by="ops")
+    again = scene.taken()
+    assert (again.turn, texts(again), again.replays) == (2, ["two"], True)
+    assert [message.content for message in checkpoint.reach(again, after_seq=0)] == ["again"]
+    say(again, "three")
+    third = went_on(again)
+    assert (third.turn, texts(third)) == (3, ["three"])
+    scene.expire_lease(third)
+    recover.reclaim()
+    assert texts(scene.taken()) == ["three"], "what its original had read belongs to the turn it began with"

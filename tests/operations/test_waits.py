@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 from mailbox_app.errors import Conflict, Gone, InvalidInput, RunNotFound
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread
-from mailbox_app.operations import checkpoint, resume, settle, submit, tick
+from mailbox_app.operations import cancel, checkpoint, resume, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
 
@@ -269,3 +269,11 @@ def test_messages_of_a_waiting_run_are_read_when_it_goes_on() -> None:
     assert Message.objects.pending().count() == 1
     go_on(claim)
     assert [message.content for message in checkpoint.reach(scene.taken())] == ["psst"]
+
+
+def test_what_was_said_to_a_waiting_run_that_is_cancelled_gets_a_run_of_its_own() -> None:
+    claim = suspended()
+    submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["psst"], boundary="next_step")
+    assert cancel.run(scope=scene.SCOPE, run_id=claim.run_id).outcome == "cancelled"
+    assert Event.objects.filter(kind="MessageRequeued").count() == 1
+    assert [message.content for message in scene.taken().messages] == ["psst"]

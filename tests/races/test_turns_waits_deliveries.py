@@ -159,6 +159,13 @@ def test_a_tick_leaves_a_wait_that_is_being_ended() -> None:
     assert scene.taken().run_id == claim.run_id
 
 
+def test_a_tick_that_found_a_wait_looks_again_under_the_fence() -> None:
+    claim = overdue()
+    go_on(claim)  # between the tick's look and its lock
+    with scene.nothing_changes():
+        assert tick._expire_on(claim.thread_id) == 0
+
+
 def test_whoever_comes_first_a_wait_either_expires_or_goes_on() -> None:
     outcomes = set()
     with crew(3) as together:
@@ -256,6 +263,17 @@ def test_sweeps_and_senders_at_once_deliver_everything_once_and_in_order(monkeyp
         assert list(contents) == [f"psst {n}" for n in range(1, 31) if n % 3 == place]
     assert Outbox.objects.get(target_thread_id=nowhere).status == "dead_letter"
     assert scene.kinds(claim).count("DeliveryFailed") == 1
+
+
+def test_a_sweep_that_found_a_row_looks_again_under_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_to_the_sweep(monkeypatch)
+    claim, there = scene.posted_and_taken(), given.thread()
+    send(claim, there.pk)
+    found = Outbox.objects.get()
+    assert deliver.batch() == 1  # between the other sweep's look and its lock
+    with scene.nothing_changes():
+        assert deliver._deliver(found, scene.SCOPE)
+        assert deliver._fail(found, code="undeliverable", message="late", is_final=True)
 
 
 def test_a_target_that_is_held_is_left_for_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
