@@ -36,14 +36,15 @@ _CLAIMED = """
 # From one (queue, agent, priority) to the next through the index that claims use: the first of each is its oldest.
 _OLDEST = """
     WITH RECURSIVE head AS (
-        (SELECT due_queue, due_agent, due_priority, due_at FROM mailbox_thread
-         WHERE due_at IS NOT NULL ORDER BY due_queue, due_agent, due_priority, due_at LIMIT 1)
+        (SELECT due_queue, due_agent, due_version, due_priority, due_at FROM mailbox_thread
+         WHERE due_at IS NOT NULL ORDER BY due_queue, due_agent, due_version, due_priority, due_at LIMIT 1)
         UNION ALL
         SELECT following.* FROM head CROSS JOIN LATERAL (
-            SELECT due_queue, due_agent, due_priority, due_at FROM mailbox_thread
+            SELECT due_queue, due_agent, due_version, due_priority, due_at FROM mailbox_thread
             WHERE due_at IS NOT NULL
-                AND (due_queue, due_agent, due_priority) > (head.due_queue, head.due_agent, head.due_priority)
-            ORDER BY due_queue, due_agent, due_priority, due_at LIMIT 1
+                AND (due_queue, due_agent, due_version, due_priority)
+                    > (head.due_queue, head.due_agent, head.due_version, head.due_priority)
+            ORDER BY due_queue, due_agent, due_version, due_priority, due_at LIMIT 1
         ) AS following
     )
     SELECT due_queue, greatest(0, extract(epoch FROM statement_timestamp() - min(due_at)))::float8

@@ -154,6 +154,13 @@ class Run(Moving):
         return f"{self.agent} {self.pk}"
 
     @property
+    def waits_for(self) -> dict[str, Any] | None:
+        """`waiting` as those who watch the run may see it: without the journal's name for it."""
+        return (
+            None if self.waiting is None else {name: value for name, value in self.waiting.items() if name != "entry"}
+        )
+
+    @property
     def options(self) -> dict[str, Any]:
         return dict(self.activation.get("options") or {})
 

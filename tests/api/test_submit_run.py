@@ -174,7 +174,7 @@ def test_a_project_with_atomic_requests_still_has_each_verb_in_a_transaction_of_
     looked_for_token_in_a_transaction = []
 
     def look(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if 'FROM "mailbox_apitoken"' in sql:
+        if "FROM mailbox_apitoken" in sql:
             looked_for_token_in_a_transaction.append(connection.in_atomic_block)
         return execute(sql, params, many, context)
 

@@ -44,7 +44,11 @@ def test_a_worker_that_leaves_is_not_live_and_is_remembered() -> None:
 
 def test_leaving_makes_nobody_look_younger() -> None:
     row = given.registration(seen_at=ago(86_400))
-    assert AgentRegistration.objects.of_worker(row.worker).leave() == 0
+    assert AgentRegistration.objects.of_worker(row.worker).leave() == 1
+    left = AgentRegistration.objects.get(pk=row.pk)
+    assert left.gone_at is not None
+    assert left.seen_at < scene.database_now() - timedelta(seconds=86_000)
+    assert AgentRegistration.objects.of_worker(row.worker).leave() == 0, "it has left already"
 
 
 def test_slots_of_workers_that_are_gone_send_no_signals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class RunItemSerializer(serializers.Serializer[Run]):
     turn = serializers.IntegerField()
     termination = Passed(TerminationSerializer)
     error = Passed(RunErrorSerializer)
-    waiting = Object(allow_null=True, help_text="`reason` and `message` while it waits.")
+    waiting = Object(source="waits_for", allow_null=True, help_text="`reason`, `message`, `name` while it waits.")
     resume_at = Instant(allow_null=True)
     metadata = Object()
     dedupe_key = serializers.CharField(allow_null=True)
