@@ -67,6 +67,7 @@ def chat(ctx: Context) -> str:
     arrived: list[IncomingMessage] = []
     while True:
         spoken = ctx.step("complete", partial(_complete, ctx, conversation, arrived))
+        ctx.usage(input_tokens=spoken["input_tokens"], output_tokens=spoken["output_tokens"])
         # After a replay the messages that came meanwhile arrive together; the record says which of them were heard.
         arrived += ctx.checkpoint()
         unheard = [message for message in arrived if str(message.id) not in spoken["heard"]]

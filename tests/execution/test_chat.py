@@ -42,6 +42,8 @@ def test_an_answer_streams_live_and_becomes_the_message(mailbox: Mailbox, endpoi
     assert mailbox.run_until_idle() == 1
     testing.assert_run_finished(run, output="You said hello there ")
     testing.assert_said(run, ["You said hello there "])
+    run.refresh_from_db()
+    assert (run.input_tokens, run.output_tokens) == (11, 4)
     assert mailbox.streamed(run) == ["You ", "said ", "hello ", "there "]
     assert endpoint.asked == [
         {
@@ -203,6 +205,8 @@ def test_an_answer_that_was_recorded_is_not_paid_for_again(
     testing.assert_run_finished(run, output="You said hello ")
     assert len(endpoint.asked) == 1
     assert mailbox.streamed(run) == ["You ", "said ", "hello "], "live text is not sent again"
+    run.refresh_from_db()
+    assert (run.input_tokens, run.output_tokens) == (11, 3), "counted once"
 
 
 def test_a_cancelled_run_stops_in_mid_answer(mailbox: Mailbox, endpoint: Endpoint, settings: Any) -> None:
