@@ -129,6 +129,28 @@ def latency(*, count: int) -> Figures:
     return _percentiles(taken)
 
 
+def waiting(*, count: int, seconds: float) -> Figures:
+    """Runs of an async agent that wait for so long on the event loops: how many do at once, and how long all take."""
+    from mailbox_app.models import Run
+    from mailbox_app.operations import submit
+
+    mark = uuid.uuid4().hex
+    began = time.time()
+    rows = [
+        {"agent": "workload.idle", "messages": ["hello"], "thread_key": f"{mark}-{n}", "options": {"seconds": seconds}}
+        for n in range(count)
+    ]
+    submit.many(scope=SCOPE, submissions=rows)
+    _until(lambda: not _open(mark))
+    spans: Any = Run.objects.filter(thread__key__startswith=f"{mark}-").values_list("final_output", flat=True)
+    moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    at_once = most = 0
+    for _, change in moments:
+        at_once += change
+        most = max(most, at_once)
+    return {"most_at_once": float(most), "seconds_in_all": max(end for _, end in spans) - began}
+
+
 def celery(*, count: int) -> Figures:
     """The yardstick: bare Celery tasks that do nothing and keep nothing, from the first sent to the last done."""
     from celery import current_app
@@ -146,7 +168,7 @@ def celery(*, count: int) -> Figures:
 
 
 SCENARIOS: dict[str, Callable[..., Figures]] = {
-    one.__name__: one for one in (submit, bulk, http_submit, drain, latency, celery)
+    one.__name__: one for one in (submit, bulk, http_submit, drain, latency, waiting, celery)
 }
 
 
@@ -191,7 +213,7 @@ def main(name: str, options: str) -> None:
     logging.disable(logging.INFO)
     given = json.loads(options)
     warm_up = {**given, "count": min(given["count"], 2 * given.get("clients", 1))}
-    if name != "drain":
+    if name not in ("drain", "waiting"):
         SCENARIOS[name](**{**warm_up, **({"batch": 1} if name == "bulk" else {})})
     print(json.dumps(SCENARIOS[name](**given)))
 

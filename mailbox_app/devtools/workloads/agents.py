@@ -137,6 +137,14 @@ def _tell(ctx: Context | AsyncContext, what: str, **facts: object) -> None:
         log.write(json.dumps(line).encode() + b"\n")
 
 
+@agent("workload.idle")
+async def idle(ctx: AsyncContext) -> list[float]:
+    """Wait for `seconds` on the event loop; answer with when that began and ended."""
+    began = time.time()
+    await asyncio.sleep(ctx.options.get("seconds", 1.0))
+    return [began, time.time()]
+
+
 @agent("workload.clock")
 def clock(ctx: Context) -> float:
     """Answer with the time (seconds) at which its first line ran."""
