@@ -76,6 +76,25 @@ LOCK = (
 )
 
 
+# The same hops, over every queue and agent that has due work.
+DUE_LANES = """
+    WITH RECURSIVE lane AS (
+        (
+            SELECT due_queue, due_agent FROM mailbox_thread WHERE due_at IS NOT NULL
+            ORDER BY due_queue, due_agent LIMIT 1
+        )
+        UNION ALL
+        SELECT following.due_queue, following.due_agent
+        FROM lane CROSS JOIN LATERAL (
+            SELECT due_queue, due_agent FROM mailbox_thread
+            WHERE due_at IS NOT NULL AND (due_queue, due_agent) > (lane.due_queue, lane.due_agent)
+            ORDER BY due_queue, due_agent LIMIT 1
+        ) AS following
+    )
+    SELECT due_queue, due_agent FROM lane
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runnable:
     """What a worker can run: runs of its agents not started yet, and started ones of versions they accept."""
@@ -126,6 +145,11 @@ def are_due(*, queue: str, agents: Collection[str]) -> bool:
         return False
     params = lanes(queue, Runnable.of(agents)) | {"width": 1, "without": []}
     return bool(ask(f"{_CANDIDATES} SELECT id FROM candidate", params))
+
+
+def due_lanes() -> list[tuple[str, str]]:
+    """Every (queue, agent) that has due work, whatever waits there."""
+    return [(queue, agent) for queue, agent in ask(DUE_LANES, {})]
 
 
 def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import AgentRegistration, Boundary, Dispatch, Kind, TerminationType, Thread
-from mailbox_app.operations import emit, freeze
+from mailbox_app.operations import candidates, emit, freeze
 from mailbox_app.states import DROP, EXPIRE, RunStatus
 from mailbox_app.telemetry import observe
 
@@ -27,24 +27,6 @@ Lane = tuple[str, str]
 
 # Threads, and dispatches, that one look goes through: most of them have been seen to by an earlier one.
 _WINDOW = 1_000
-
-# A loose index scan: it hops from one lane to the next, whatever waits in them. The ORM knows no recursion.
-LANES = """
-    WITH RECURSIVE lane AS (
-        (
-            SELECT due_queue, due_agent FROM mailbox_thread WHERE due_at IS NOT NULL
-            ORDER BY due_queue, due_agent LIMIT 1
-        )
-        UNION ALL
-        SELECT following.due_queue, following.due_agent
-        FROM lane CROSS JOIN LATERAL (
-            SELECT due_queue, due_agent FROM mailbox_thread
-            WHERE due_at IS NOT NULL AND (due_queue, due_agent) > (lane.due_queue, lane.due_agent)
-            ORDER BY due_queue, due_agent LIMIT 1
-        ) AS following
-    )
-    SELECT due_queue, due_agent FROM lane
-"""
 
 # The next threads of a lane whose head has not started; the place is that of the last one looked at.
 NEXT = """
@@ -90,9 +72,7 @@ def note() -> int:
     One window of each; returns how many stamps were changed.
     """
     live = _live()
-    with connection.cursor() as cursor:
-        cursor.execute(LANES)
-        missing = [lane for lane in cursor.fetchall() if lane not in live]
+    missing = [lane for lane in candidates.due_lanes() if lane not in live]
     for lane in set(_places) - set(missing):
         del _places[lane]
     return sum(_stamp(lane) for lane in missing) + _clear(live)

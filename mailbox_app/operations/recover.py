@@ -16,7 +16,7 @@ from django.db.models import Q
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread
-from mailbox_app.operations import emit, settle
+from mailbox_app.operations import candidates, emit, settle
 from mailbox_app.states import RECLAIM
 from mailbox_app.telemetry import observe
 
@@ -116,6 +116,6 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
 
 def _slots_by_queue() -> dict[str, int]:
     """Slots of the live workers of each queue that has due work; 1 where none is known."""
-    due = Thread.objects.filter(due_at__isnull=False).order_by().values_list("due_queue", flat=True).distinct()
+    due = sorted({queue for queue, _ in candidates.due_lanes()})
     served = AgentRegistration.objects.live().by_queue()
-    return {queue: max(1, served.get(queue, (0, 0))[1]) for queue in due if queue is not None}
+    return {queue: max(1, served.get(queue, (0, 0))[1]) for queue in due}

@@ -10,7 +10,7 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from mailbox_app.models import AgentRegistration, Dispatch, Thread
-from mailbox_app.operations import missing, settle
+from mailbox_app.operations import candidates, missing, settle
 from mailbox_app.operations.claim import hand_back
 from tests import given
 from tests.operations import scene
@@ -201,7 +201,7 @@ def test_a_look_at_a_hundred_thousand_threads_of_missing_agents_costs_a_window_o
         assert missing.note() == 0
     assert (time.monotonic() - began) / 3 < 0.25
     with connection.cursor() as cursor:
-        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + missing.LANES)
+        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + candidates.DUE_LANES)
         plan = cursor.fetchone()[0][0]["Plan"]
     assert plan["Actual Rows"] == 2
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100

@@ -187,7 +187,7 @@ def test_whether_a_queue_has_due_work_is_one_probe() -> None:
 
 
 def test_which_agents_have_due_work_is_one_probe_each() -> None:
-    assert_uses("thread_due", (missing.LANES, ()))
+    assert_uses("thread_due", (candidates.DUE_LANES, ()))
     wanted = {"queue": "mailbox.default", "agent": "agent-0", "limit": 1000, **missing._START}
     assert_uses("thread_due", (missing.NEXT, wanted))
     [scan] = [node for node in explain(missing.NEXT, wanted) if node.get("Index Name") == "thread_due"]
