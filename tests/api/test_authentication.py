@@ -180,3 +180,18 @@ def test_two_scopes_share_keys_without_meeting() -> None:
     for api, own in ((acme, first), (other, second)):
         assert [item["id"] for item in api.get("/threads").json()["items"]] == [own.json()["thread_id"]]
         assert [item["id"] for item in api.get("/threads", key="k").json()["items"]] == [own.json()["thread_id"]]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("body", ["", "{", "[1]"])
+def test_a_session_s_malformed_body_is_refused_and_its_csrf_token_is_asked_for(body: str) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.create_user("ann"))
+    without = client.generic("POST", "/v1/runs", body, content_type="application/json")
+    assert (without.status_code, make.problem_of(without)["code"]) == (403, "permission_denied")
+    client.cookies["csrftoken"] = "a" * 32
+    answer = client.generic(
+        "POST", "/v1/runs", body, content_type="application/json", headers={"X-CSRFToken": "a" * 32}
+    )
+    assert answer.status_code in (400, 422)
+    assert make.problem_of(answer)["code"] in ("malformed_json", "invalid_input")

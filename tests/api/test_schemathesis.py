@@ -85,13 +85,14 @@ def ids(settings: Any, api: Any) -> dict[str, list[str]]:
         ],
         "dispatch_id": [str(pk) for pk in Dispatch.objects.dead_letters().order_by("pk").values_list("pk", flat=True)]
         + [str(other.dispatch_id)],
+        "name": ["echo"],
     }
 
 
 @pytest.fixture
 def credentials(path: str, settings: Any) -> dict[str, dict[str, str]]:
     """A token; a session of somebody on the staff where none would do."""
-    if not path.endswith("/run-now"):
+    if not path.endswith(("/run-now", "/versions")):
         return {"headers": {"Authorization": f"Bearer {make.token(scope=scene.SCOPE)[1]}"}}
     settings.MAILBOX = {**settings.MAILBOX, "scope_for_user": "tests.api.test_dead_letters.scope_of_user"}
     client, csrf = Client(), "a" * 32

@@ -189,6 +189,8 @@ MANY = """
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # the rows are written, and deleted, one by one
 def test_a_look_at_a_hundred_thousand_threads_of_missing_agents_costs_a_window_of_each() -> None:
     with connection.cursor() as cursor:
         cursor.execute(MANY)

@@ -156,6 +156,14 @@ class _BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
         return {"type": "http", "scheme": "bearer"}
 
 
+class _LoginScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = "mailbox_app.api.v1.permissions.LoginAuthentication"
+    name = "cookieAuth"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        return {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME}
+
+
 class _WordComponent(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
     target_class = "mailbox_app.api.v1.fields.Word"
 
