@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
@@ -11,6 +12,7 @@ from django.core.paginator import Paginator
 from django.db import connections, models
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.functional import cached_property
 
 from mailbox_app.admin import render
@@ -81,6 +83,44 @@ class WordFilter(admin.SimpleListFilter):
 def words(*names: str) -> type[WordFilter]:
     """A list filter that offers these words of the queryset."""
     return type("WordFilter", (WordFilter,), {"words": names})
+
+
+class AgeFilter(admin.SimpleListFilter):
+    """Filters by how long ago something happened; where the ids are ordered by time, their index does the work."""
+
+    parameter_name = "age"
+    column = ""
+    is_order_of_ids = False
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The spans there are."""
+        return [(name, f"past {name}") for name in _SPANS]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        """The rows of that span; all of them without one."""
+        span = _SPANS.get(self.value() or "")
+        if span is None:
+            return queryset
+        since = timezone.now() - span
+        if self.is_order_of_ids:
+            queryset = queryset.filter(pk__gte=_first_id(since - _MOST_SKEW))
+        return queryset.filter(**{f"{self.column}__gte": since})
+
+
+_SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "7 days": timedelta(days=7), "30 days": timedelta(30)}
+# Ids have the clock of the process that made the row, columns that of the database.
+_MOST_SKEW = timedelta(hours=1)
+
+
+def age(column: str, *, is_order_of_ids: bool = True) -> type[AgeFilter]:
+    """A list filter by this time. `is_order_of_ids`: the rows got their (version 7) ids about then."""
+    given = {"column": column, "is_order_of_ids": is_order_of_ids, "title": column.removesuffix("_at")}
+    return type("AgeFilter", (AgeFilter,), given)
+
+
+def _first_id(at: datetime) -> uuid.UUID:
+    """The lowest version 7 id of that millisecond."""
+    return uuid.UUID(int=int(at.timestamp() * 1000) << 80)
 
 
 class _LightChangeList(ChangeList):

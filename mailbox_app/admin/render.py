@@ -67,6 +67,30 @@ def instant(value: datetime | None) -> str:
     return timezone.localtime(value).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
+def when(value: datetime | None) -> str:
+    """A time, and how far it is from now by this process's clock."""
+    if value is None:
+        return NOTHING
+    seconds = (value - timezone.now()).total_seconds()
+    return f"{instant(value)} ({f'in {_span(seconds)}' if seconds > 0 else f'{_span(-seconds)} ago'})"
+
+
+def after(start: datetime, value: datetime) -> str:
+    """A time as the distance from a start: where the seconds went is read off a column of these."""
+    seconds = (value - start).total_seconds()
+    return f"{'-' if seconds < 0 else '+'}{_span(abs(seconds))}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 def short_id(value: UUID | None) -> str:
     """The end of an id: the beginning of a time-ordered one is the same for all rows of an hour."""
     return NOTHING if value is None else value.hex[-8:]

@@ -1,12 +1,22 @@
 """What workers can run, and when each maintenance pass last ran."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from django import forms
 from django.contrib import admin
+from django.contrib.auth import get_permission_codename
+from django.http import HttpRequest
 
 from mailbox_app.admin import render
 from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.errors import InvalidInput
 from mailbox_app.models import AgentRegistration, AgentVersion, Maintenance
+from mailbox_app.operations import inputs
+
+if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[AgentVersion]
+else:
+    ModelForm = forms.ModelForm
 
 
 @admin.register(AgentRegistration)
@@ -23,12 +33,46 @@ class AgentRegistrationAdmin(ReadOnlyAdmin):
         return render.cell(registration.excerpt)
 
 
+class AgentVersionForm(ModelForm):
+    """A configuration to be published: a JSON object PostgreSQL can store."""
+
+    def clean_configuration(self) -> dict[str, Any]:
+        """The object, or what is wrong with it."""
+        try:
+            return inputs.mapping("configuration", self.cleaned_data["configuration"])
+        except InvalidInput as error:
+            raise forms.ValidationError(error.message, code=error.errors[0]["code"]) from error
+
+
 @admin.register(AgentVersion)
 class AgentVersionAdmin(ReadOnlyAdmin):
-    """One published configuration of an agent."""
+    """One published configuration of an agent: whoever may add one publishes it, nobody changes it afterwards."""
 
+    form = AgentVersionForm
     list_display = ("agent", "version", "note", "published_by", "published_at")
+    list_select_related = ("published_by",)
     search_fields = ()
+    _given = ("agent", "version", "configuration", "note")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Django's own permission."""
+        return bool(request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename('add', self.opts)}"))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What a new version is given; all of one that is published."""
+        if obj is None:
+            return [(None, {"fields": self._given, "description": "A published version is never changed."})]
+        return super().get_fieldsets(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Nothing of a new version; everything of one that is published."""
+        return () if obj is None else super().get_readonly_fields(request, obj)
+
+    def save_model(self, request: HttpRequest, obj: AgentVersion, form: Any, change: bool) -> None:
+        """Publish it in the name of whoever asked."""
+        obj.published_by = cast(Any, request.user)
+        super().save_model(request, obj, form, change)
+        obj.refresh_from_db()
 
 
 @admin.register(Maintenance)
