@@ -1,6 +1,5 @@
 """Lists and pages with acts: chosen rows of a list, or a button on a row's page; each is told and logged."""
 
-import functools
 import uuid
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -45,12 +44,16 @@ class ActingAdmin(ReadOnlyAdmin):
         )
         return [act, *super().get_urls()]
 
-    def get_actions(self, request: HttpRequest) -> Any:
-        """The acts this user may do."""
-        return {
-            act.name: (functools.partial(_act_on_list, act), act.name, f"{act.label} selected")
-            for act in self._permitted(request)
-        }
+    def __init__(self, model: Any, admin_site: Any) -> None:
+        super().__init__(model, admin_site)
+        self.actions = [_action(act) for act in self.acts]
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> Any:
+        """The acts this user may do. From Django 6.1 on actions have a place; buttons on a row's page are our own."""
+        place = {} if action_location is None else {"action_location": action_location}
+        permitted = {act.name for act in self._permitted(request)}
+        found = super().get_actions(request, **place)
+        return {name: action for name, action in found.items() if name in permitted}
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """The list; whoever posts an act without its permission is refused rather than ignored."""
@@ -78,8 +81,8 @@ class ActingAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         rows = self._rows([_identifier(unquote(object_id))])
         if not rows:
-            missing: HttpResponse = self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
-            return missing
+            self.message_user(request, f"There is no such {self.opts.verbose_name}: {object_id}", messages.WARNING)
+            return HttpResponseRedirect(self._list_url())
         if request.method != "POST" or (act.warning and "confirmed" not in request.POST):
             return self._ask(request, act, rows, self._act_url(rows[0], act))
         reason = _reason(request, act)
@@ -171,8 +174,13 @@ class ActingAdmin(ReadOnlyAdmin):
         return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
 
-def _act_on_list(act: Act, admin: ActingAdmin, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-    return admin.act_on_list(request, act, queryset)
+def _action(act: Act) -> Any:
+    def do(admin: ActingAdmin, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return admin.act_on_list(request, act, queryset)
+
+    do.__name__ = act.name
+    do.short_description = f"{act.label} selected"  # type: ignore[attr-defined]
+    return do
 
 
 def _identifier(given: str) -> uuid.UUID:

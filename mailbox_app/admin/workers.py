@@ -1,9 +1,11 @@
 """What workers can run, and when each maintenance pass last ran."""
 
+import json
 from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.contrib import admin
+from django.contrib.admin.widgets import AdminTextareaWidget
 from django.contrib.auth import get_permission_codename
 from django.http import HttpRequest
 
@@ -36,12 +38,17 @@ class AgentRegistrationAdmin(ReadOnlyAdmin):
 class AgentVersionForm(ModelForm):
     """A configuration to be published: a JSON object PostgreSQL can store."""
 
+    # As it was typed: a JSONField shows what is refused in another form, which may not be encodable.
+    configuration = forms.CharField(widget=AdminTextareaWidget, initial="{}", help_text="A JSON object.")
+
     def clean_configuration(self) -> dict[str, Any]:
         """The object, or what is wrong with it."""
         try:
-            return inputs.mapping("configuration", self.cleaned_data["configuration"])
+            return inputs.mapping("configuration", json.loads(self.cleaned_data["configuration"]))
         except InvalidInput as error:
             raise forms.ValidationError(error.message, code=error.errors[0]["code"]) from error
+        except (ValueError, RecursionError) as error:
+            raise forms.ValidationError(f"configuration is not JSON: {error}", code="not_json") from error
 
 
 @admin.register(AgentVersion)
