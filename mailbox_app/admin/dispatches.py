@@ -113,8 +113,15 @@ class DispatchAdmin(_ActivationAdmin):
         *("end_of_id", "thread_link", "run_link", "agent", "status", "attempts", "failure"),
         *("claimed_by", "available_at", "completed_at"),
     )
-    list_filter = (words("queued", "claimed", "terminal", "dead_letters"), age("created_at"))
+    list_filter = (words("queued", "claimed", "terminal"), age("created_at"))
     acts = (CANCEL, RUN_NOW)
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        """The newest first; of the queued ones by their runs, which have an index of just these.
+
+        By its own id, an old backlog would be looked for among all that was done since.
+        """
+        return ("-run_id", "-pk") if request.GET.get("state") == "queued" else self.ordering
 
 
 @admin.register(DeadLetter)
@@ -128,7 +135,6 @@ class DeadLetterAdmin(_ActivationAdmin):
         "run_link",
         "failure",
         "attempts",
-        "lost_count",
         "completed_at",
     )
     list_filter = (age("completed_at", is_order_of_ids=False),)

@@ -83,12 +83,14 @@ def after(start: datetime, value: datetime) -> str:
 
 def _span(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.3f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 100:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+        text = f"{seconds:.3f} s"
+    elif seconds < 6000:
+        text = f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    elif seconds < 48 * 3600:
+        text = f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    else:
+        text = f"{seconds // 86400:.0f} d {seconds % 86400 // 3600:.0f} h"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def short_id(value: UUID | None) -> str:

@@ -85,11 +85,11 @@ def _ended(run: Run) -> str:
     termination: dict[str, Any] = run.termination or {}
     error: dict[str, Any] = run.error or {}
     words = [f"Ended {render.when(run.finished_at)}: {termination.get('type', 'no reason given')}"]
-    if termination.get("detail"):
-        words.append(render.cell(str(termination["detail"])))
     if error:
         words.append(f"{error.get('code', 'error')}: {render.cell(str(error.get('message', '')))}")
-    return "; ".join(words)
+    elif termination.get("detail"):
+        words.append(render.cell(str(termination["detail"])))
+    return ", ".join(words)
 
 
 def lineage(rows: Any) -> str | SafeString:
