@@ -28,7 +28,7 @@ else:
 
 ROWS_PER_PAGE = 50
 # A page further on would be read by skipping all before it; whoever needs those rows searches.
-MOST_PAGES = 200
+MOST_PAGES = 100
 MOST_COUNTED = ROWS_PER_PAGE * MOST_PAGES
 # A thread key is unique in its scope; more scopes than this that use the same one are not searched.
 _MOST_NAMESAKES = 100

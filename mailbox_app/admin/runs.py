@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Q
 from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
 from mailbox_app.admin.acting import ActingAdmin
 from mailbox_app.admin.acts import CANCEL, RUN_NOW
-from mailbox_app.admin.base import ReadOnlyAdmin, WordFilter, age, words
+from mailbox_app.admin.base import ReadOnlyAdmin, age, words
 from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread, Ticket
 
@@ -34,19 +34,6 @@ def _standing(run: Run) -> Standing:
     return found
 
 
-class RunState(WordFilter):
-    """Words of a run, and of its dispatch: few of many runs are queued, and their dispatches have an index."""
-
-    words = ("queued", "claimed", "open", "done")
-
-    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """The runs the chosen word names."""
-        word = self.value()
-        if word not in ("queued", "claimed"):
-            return super().queryset(request, queryset)
-        return queryset.filter(Exists(getattr(Dispatch.objects, word)().filter(run_id=OuterRef("pk"))))
-
-
 @admin.register(Run)
 class RunAdmin(ActingAdmin):
     """One intent, where it stands and its outcome."""
@@ -62,7 +49,8 @@ class RunAdmin(ActingAdmin):
         "error_excerpt": render.excerpt("error"),
         "termination_excerpt": render.excerpt("termination"),
     }
-    list_filter = (RunState, age("created_at"))
+    # What is queued is listed by its dispatches, which have indexes for it.
+    list_filter = (words("open", "done"), age("created_at"))
     searched_ids = ("pk", "thread_id")
     searched_thread = "thread_id"
     fieldsets = (

@@ -71,8 +71,10 @@ class Standing:
         yield from self._blocked(self._run.thread)
         if dispatch.unrunnable_since is not None:
             yield f"Unrunnable: no live worker can run it since {render.when(dispatch.unrunnable_since)}"
-        elif not AgentRegistration.objects.live().filter(agent=dispatch.agent).exists():
-            yield f"Unrunnable: no live worker has registered the agent {dispatch.agent}"
+        elif (
+            not AgentRegistration.objects.live().filter(agent=dispatch.agent, queues__contains=dispatch.queue).exists()
+        ):
+            yield f"Unrunnable now: no live worker of {dispatch.queue} has the agent {dispatch.agent}"
 
     def _blocked(self, thread: Thread) -> Iterator[str | SafeString]:
         if thread.open_run_id is not None and thread.open_run_id != self._run.pk:
