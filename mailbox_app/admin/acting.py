@@ -135,7 +135,7 @@ class ActingAdmin(ReadOnlyAdmin):
                 text = format_html("{} {}", text, render.link(Run, result.run_id, "Look at it"))
             self.message_user(
                 request,
-                format_html("{}: {}", render.short_id(row.pk), text),
+                format_html("{} {}: {}", self.opts.verbose_name, render.short_id(row.pk), text),
                 messages.INFO if result.did else messages.WARNING,
             )
         if len(told) > _MOST_TOLD:
