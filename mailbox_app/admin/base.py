@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.auth import get_permission_codename
 from django.core.paginator import Paginator
 from django.db import connections, models
 from django.db.models import Prefetch, Q
@@ -236,6 +237,35 @@ class ReadOnlyAdmin(ModelAdmin):
         if not isinstance(given, str):
             return tuple(self._line(name) for name in given)
         return given if hasattr(self, given) else _shown(self.model._meta.get_field(given))
+
+
+class AddOnlyAdmin(ReadOnlyAdmin):
+    """One model whose rows people add, by Django's own permission, and change no more.
+
+    `given` are the fields of the form, `advice` what stands above them.
+    """
+
+    given: ClassVar[Sequence[str]] = ()
+    advice: ClassVar[str] = ""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Django's own permission."""
+        return self.may(request, "add")
+
+    def may(self, request: HttpRequest, action: str) -> bool:
+        """Whether this user has Django's permission of that name for the model."""
+        codename = get_permission_codename(action, self.opts)
+        return bool(request.user.has_perm(f"{self.opts.app_label}.{codename}"))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What a new row is given; all but the hidden of one that exists."""
+        if obj is None:
+            return [(None, {"fields": self.given, "description": self.advice})]
+        return super().get_fieldsets(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Nothing of a new row; everything of one that exists."""
+        return () if obj is None else super().get_readonly_fields(request, obj)
 
 
 def _shown(field: Any) -> str | Callable[[Any], Any]:

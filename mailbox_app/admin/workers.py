@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 from django import forms
 from django.contrib import admin
 from django.contrib.admin.widgets import AdminTextareaWidget
-from django.contrib.auth import get_permission_codename
 from django.http import HttpRequest
 
 from mailbox_app.admin import render
-from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.admin.base import AddOnlyAdmin, ReadOnlyAdmin
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import AgentRegistration, AgentVersion, Maintenance
 from mailbox_app.operations import inputs
@@ -52,28 +51,15 @@ class AgentVersionForm(ModelForm):
 
 
 @admin.register(AgentVersion)
-class AgentVersionAdmin(ReadOnlyAdmin):
+class AgentVersionAdmin(AddOnlyAdmin):
     """One published configuration of an agent: whoever may add one publishes it, nobody changes it afterwards."""
 
     form = AgentVersionForm
     list_display = ("agent", "version", "note", "published_by", "published_at")
     list_select_related = ("published_by",)
     search_fields = ()
-    _given = ("agent", "version", "configuration", "note")
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Django's own permission."""
-        return bool(request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename('add', self.opts)}"))
-
-    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """What a new version is given; all of one that is published."""
-        if obj is None:
-            return [(None, {"fields": self._given, "description": "A published version is never changed."})]
-        return super().get_fieldsets(request, obj)
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Nothing of a new version; everything of one that is published."""
-        return () if obj is None else super().get_readonly_fields(request, obj)
+    given = ("agent", "version", "configuration", "note")
+    advice = "A published version is never changed."
 
     def save_model(self, request: HttpRequest, obj: AgentVersion, form: Any, change: bool) -> None:
         """Publish it in the name of whoever asked."""
