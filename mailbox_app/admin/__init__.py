@@ -1,6 +1,7 @@
-"""The operator's view of every row, read-only. Only API tokens are made and revoked here.
+"""The operator's view of every row, and what operators may do about runs and dead letters (`acts.py`).
 
-`base.py` is what every page shares, `sections.py` the tables below a row; one module a family of nouns.
+`base.py` is what every page shares, `acting.py` what pages with acts do, `sections.py` the tables below a row,
+`standing.py` the sentences above them; one module a family of nouns.
 """
 
 from mailbox_app.admin import access, dispatches, events, messages, runs, threads, workers

@@ -2,15 +2,18 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.auth import get_permission_codename
 from django.core.paginator import Paginator
 from django.db import connections, models
-from django.db.models import Q
+from django.db.models import Prefetch, Q
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.functional import cached_property
 
 from mailbox_app.admin import render
@@ -26,7 +29,7 @@ else:
 
 ROWS_PER_PAGE = 50
 # A page further on would be read by skipping all before it; whoever needs those rows searches.
-MOST_PAGES = 200
+MOST_PAGES = 100
 MOST_COUNTED = ROWS_PER_PAGE * MOST_PAGES
 # A thread key is unique in its scope; more scopes than this that use the same one are not searched.
 _MOST_NAMESAKES = 100
@@ -83,6 +86,44 @@ def words(*names: str) -> type[WordFilter]:
     return type("WordFilter", (WordFilter,), {"words": names})
 
 
+class AgeFilter(admin.SimpleListFilter):
+    """Filters by how long ago something happened; where the ids are ordered by time, their index does the work."""
+
+    parameter_name = "age"
+    column = ""
+    is_order_of_ids = False
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The spans there are."""
+        return [(name, f"past {name}") for name in _SPANS]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        """The rows of that span; all of them without one."""
+        span = _SPANS.get(self.value() or "")
+        if span is None:
+            return queryset
+        since = timezone.now() - span
+        if self.is_order_of_ids:
+            queryset = queryset.filter(pk__gte=_first_id(since - _MOST_SKEW))
+        return queryset.filter(**{f"{self.column}__gte": since})
+
+
+_SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "7 days": timedelta(days=7), "30 days": timedelta(30)}
+# Ids have the clock of the process that made the row, columns that of the database.
+_MOST_SKEW = timedelta(hours=1)
+
+
+def age(column: str, *, is_order_of_ids: bool = True) -> type[AgeFilter]:
+    """A list filter by this time. `is_order_of_ids`: the rows got their (version 7) ids about then."""
+    given = {"column": column, "is_order_of_ids": is_order_of_ids, "title": column.removesuffix("_at")}
+    return type("AgeFilter", (AgeFilter,), given)
+
+
+def _first_id(at: datetime) -> uuid.UUID:
+    """The lowest version 7 id of that millisecond."""
+    return uuid.UUID(int=int(at.timestamp() * 1000) << 80)
+
+
 class _LightChangeList(ChangeList):
     """A list that leaves documents in the database; columns ask for excerpts of them."""
 
@@ -90,13 +131,17 @@ class _LightChangeList(ChangeList):
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         rows = super().get_queryset(request, *args, **kwargs)
-        related = self.model_admin.list_select_related
-        names = related if isinstance(related, list | tuple) else ()
         heavy = [field.name for field in _documents(self.model)]
-        for name in names:
-            target = self.model._meta.get_field(name).related_model
-            heavy += [f"{name}__{field.name}" for field in _documents(target)]
         return rows.defer(*heavy).annotate(**self.model_admin.list_annotations)
+
+    def apply_select_related(self, qs: Any) -> Any:
+        """Read what the rows of the page point at in one more statement; a join would do it for those before, too."""
+        related = self.model_admin.list_select_related
+        for name in related if isinstance(related, list | tuple) else ():
+            target: Any = self.model._meta.get_field(name).related_model
+            light = target._default_manager.defer(*(field.name for field in _documents(target)))
+            qs = qs.prefetch_related(Prefetch(name, queryset=light))
+        return qs
 
 
 def _documents(model: Any) -> list[Any]:
@@ -194,13 +239,46 @@ class ReadOnlyAdmin(ModelAdmin):
         return given if hasattr(self, given) else _shown(self.model._meta.get_field(given))
 
 
+class AddOnlyAdmin(ReadOnlyAdmin):
+    """One model whose rows people add, by Django's own permission, and change no more.
+
+    `given` are the fields of the form, `advice` what stands above them.
+    """
+
+    given: ClassVar[Sequence[str]] = ()
+    advice: ClassVar[str] = ""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Django's own permission."""
+        return self.may(request, "add")
+
+    def may(self, request: HttpRequest, action: str) -> bool:
+        """Whether this user has Django's permission of that name for the model."""
+        codename = get_permission_codename(action, self.opts)
+        return bool(request.user.has_perm(f"{self.opts.app_label}.{codename}"))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What a new row is given; all but the hidden of one that exists."""
+        if obj is None:
+            return [(None, {"fields": self.given, "description": self.advice})]
+        return super().get_fieldsets(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Nothing of a new row; everything of one that exists."""
+        return () if obj is None else super().get_readonly_fields(request, obj)
+
+
 def _shown(field: Any) -> str | Callable[[Any], Any]:
-    """The field's name, or what renders it where it may be long."""
-    if not isinstance(field, models.JSONField | models.TextField):
+    """The field's name, or what renders it: a text where it may be long, a time to the millisecond."""
+    if isinstance(field, models.DateTimeField):
+        look: Callable[[Any], Any] = render.when
+    elif isinstance(field, models.JSONField | models.TextField):
+        look = render.document
+    else:
         return str(field.name)
 
     def show(row: Any) -> Any:
-        return render.document(getattr(row, field.attname))
+        return look(getattr(row, field.attname))
 
     show.__name__ = str(field.name)
     show.short_description = field.verbose_name  # type: ignore[attr-defined]

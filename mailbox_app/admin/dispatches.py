@@ -7,12 +7,16 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
-from mailbox_app.admin.base import ReadOnlyAdmin, words
+from mailbox_app.admin.acting import ActingAdmin
+from mailbox_app.admin.acts import CANCEL, DISCARD, REPLAY, REPLAY_FRESH, RUN_NOW
+from mailbox_app.admin.base import age, words
 from mailbox_app.admin.runs import explanation
+from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import DeadLetter, Dispatch, Run, Thread
+from mailbox_app.states import DispatchStatus
 
 
-class _ActivationAdmin(ReadOnlyAdmin):
+class _ActivationAdmin(ActingAdmin):
     """What both lists of dispatches share."""
 
     list_select_related = ("thread",)
@@ -23,14 +27,15 @@ class _ActivationAdmin(ReadOnlyAdmin):
             None,
             {
                 "fields": (
-                    ("thread", "run_link", "agent"),
-                    ("status", "attempts"),
+                    ("thread_link", "run_link", "agent", "versions"),
+                    ("status", "attempts", "dealt_with"),
+                    "stands",
                     "last_error",
                     ("created_at", "claimed_at", "completed_at"),
                 )
             },
         ),
-        ("Result", {"fields": (("run_status", "resolution", "resolved_at"), "termination", "error", "response")}),
+        ("Result", {"fields": (("run_status", "replays"), "termination", "error", "response")}),
         (
             "Queue and claim",
             {
@@ -64,6 +69,31 @@ class _ActivationAdmin(ReadOnlyAdmin):
         """The run it activates."""
         return render.link_id(Run, dispatch.run_id)
 
+    @admin.display(description="code, configuration")
+    def versions(self, dispatch: Dispatch) -> str:
+        """What the run is bound to."""
+        run = dispatch.run
+        return f"{run.code_version or render.NOTHING}, {run.config_version or render.NOTHING}"
+
+    @admin.display(description="where its run stands")
+    def stands(self, dispatch: Dispatch) -> Standing:
+        """What the run waits for, what is in front of it, or how it ended."""
+        return Standing(dispatch.run, dispatch)
+
+    @admin.display(description="dealt with")
+    def dealt_with(self, dispatch: Dispatch) -> Any:
+        """What somebody did about a dead letter; a link to where that is done."""
+        if dispatch.resolution:
+            return f"{dispatch.resolution} {render.when(dispatch.resolved_at)}"
+        if dispatch.status != DispatchStatus.DEAD_LETTER:
+            return render.NOTHING
+        return render.link(DeadLetter, dispatch.pk, "not yet")
+
+    @admin.display(description="replayed as")
+    def replays(self, dispatch: Dispatch) -> Any:
+        """The runs that the dead letter became."""
+        return lineage(Run.objects.filter(replay_of=dispatch.run_id).order_by("-order"))
+
     @admin.display(description="attempts")
     def attempts(self, dispatch: Dispatch) -> str:
         """Failures and lost leases."""
@@ -83,7 +113,15 @@ class DispatchAdmin(_ActivationAdmin):
         *("end_of_id", "thread_link", "run_link", "agent", "status", "attempts", "failure"),
         *("claimed_by", "available_at", "completed_at"),
     )
-    list_filter = (words("queued", "claimed", "terminal", "dead_letters"),)
+    list_filter = (words("queued", "claimed", "terminal"), age("created_at"))
+    acts = (CANCEL, RUN_NOW)
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        """The newest first; of the queued ones by their runs, which have an index of just these.
+
+        By its own id, an old backlog would be looked for among all that was done since.
+        """
+        return ("-run_id", "-pk") if request.GET.get("state") == "queued" else self.ordering
 
 
 @admin.register(DeadLetter)
@@ -97,9 +135,10 @@ class DeadLetterAdmin(_ActivationAdmin):
         "run_link",
         "failure",
         "attempts",
-        "lost_count",
         "completed_at",
     )
+    list_filter = (age("completed_at", is_order_of_ids=False),)
+    acts = (REPLAY, REPLAY_FRESH, DISCARD)
     ordering = ("-completed_at", "-pk")
     sortable_by = ("completed_at",)
 

@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import admin
 
 from mailbox_app.admin import render
-from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.admin.base import ReadOnlyAdmin, age
 from mailbox_app.models import Dispatch, Event, Outbox, Run, Thread
 
 
@@ -16,6 +16,7 @@ class EventAdmin(ReadOnlyAdmin):
     list_display = ("id", "thread_link", "cursor", "kind", "run_link", "dispatch_link", "beginning", "created_at")
     list_select_related = ("thread",)
     list_annotations = {"excerpt": render.excerpt_of_payload("payload")}
+    list_filter = (age("created_at", is_order_of_ids=False),)
     searched_ids = ("thread_id", "run_id")
     searched_thread = "thread_id"
     fieldsets = (

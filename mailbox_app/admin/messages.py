@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import admin
 
 from mailbox_app.admin import render
-from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.admin.base import ReadOnlyAdmin, age
 from mailbox_app.models import Message, Run, Thread
 
 
@@ -16,6 +16,7 @@ class MessageAdmin(ReadOnlyAdmin):
     list_display = ("end_of_id", "thread_link", "seq", "role", "state", "beginning", "reader", "created_at")
     list_select_related = ("thread",)
     list_annotations = {"excerpt": render.excerpt("content")}
+    list_filter = (age("created_at"),)
     searched_ids = ("pk", "thread_id", "run_id")
     searched_thread = "thread_id"
     fieldsets = (

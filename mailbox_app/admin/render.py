@@ -67,6 +67,32 @@ def instant(value: datetime | None) -> str:
     return timezone.localtime(value).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
+def when(value: datetime | None) -> str:
+    """A time, and how far it is from now by this process's clock."""
+    if value is None:
+        return NOTHING
+    seconds = (value - timezone.now()).total_seconds()
+    return f"{instant(value)} ({f'in {_span(seconds)}' if seconds > 0 else f'{_span(-seconds)} ago'})"
+
+
+def after(start: datetime, value: datetime) -> str:
+    """A time as the distance from a start: where the seconds went is read off a column of these."""
+    seconds = (value - start).total_seconds()
+    return f"{'-' if seconds < 0 else '+'}{_span(abs(seconds))}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        text = f"{seconds:.3f} s"
+    elif seconds < 6000:
+        text = f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    elif seconds < 48 * 3600:
+        text = f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    else:
+        text = f"{seconds // 86400:.0f} d {seconds % 86400 // 3600:.0f} h"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def short_id(value: UUID | None) -> str:
     """The end of an id: the beginning of a time-ordered one is the same for all rows of an hour."""
     return NOTHING if value is None else value.hex[-8:]

@@ -1,4 +1,4 @@
-"""Runs with everything that explains them, their journal and their questions."""
+"""Runs with everything that explains them and what to do about them, their journal and their questions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,10 @@ from django.db.models import Q
 from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
-from mailbox_app.admin.base import ReadOnlyAdmin, words
+from mailbox_app.admin.acting import ActingAdmin
+from mailbox_app.admin.acts import CANCEL, RUN_NOW
+from mailbox_app.admin.base import ReadOnlyAdmin, age, words
+from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread, Ticket
 
 
@@ -20,14 +23,22 @@ def explanation(run: Run) -> Sequence[sections.Section]:
         sections.dispatches(Dispatch.objects.of_run(run.pk), search=run.pk),
         sections.journal(run.pk),
         sections.tickets(run.pk),
-        sections.timeline(Event.objects.filter(run_id=run.pk), search=run.pk),
+        sections.timeline(Event.objects.filter(run_id=run.pk), since=run.created_at, search=run.pk),
         sections.messages(spoken, search=run.thread_id),
     )
 
 
+def _standing(run: Run) -> Standing:
+    """Where it stands, read once a page: several fields show parts of it."""
+    found: Standing = run.__dict__.setdefault("_standing", Standing(run))
+    return found
+
+
 @admin.register(Run)
-class RunAdmin(ReadOnlyAdmin):
-    """One intent and its outcome."""
+class RunAdmin(ActingAdmin):
+    """One intent, where it stands and its outcome."""
+
+    acts = (CANCEL, RUN_NOW)
 
     list_display = (
         *("end_of_id", "thread_link", "agent", "status", "turn", "ended_by", "failure"),
@@ -38,7 +49,8 @@ class RunAdmin(ReadOnlyAdmin):
         "error_excerpt": render.excerpt("error"),
         "termination_excerpt": render.excerpt("termination"),
     }
-    list_filter = (words("open", "not_done", "done"),)
+    # What is queued is listed by its dispatches, which have indexes for it.
+    list_filter = (words("open", "done"), age("created_at"))
     searched_ids = ("pk", "thread_id")
     searched_thread = "thread_id"
     fieldsets = (
@@ -46,22 +58,24 @@ class RunAdmin(ReadOnlyAdmin):
             None,
             {
                 "fields": (
-                    ("thread", "agent", "code_version"),
-                    ("status", "turn", "steps"),
+                    ("thread_link", "agent", "code_version", "config_version"),
+                    ("status", "turn", "steps", "attempts"),
+                    "stands",
                     "error",
                     "final_output",
+                    ("parent_link", "replay_of_link", "replays"),
                     ("created_at", "started_at", "finished_at"),
                 )
             },
         ),
-        ("Outcome", {"fields": ("termination", "waiting", ("resume_at", "input_tokens", "output_tokens"))}),
+        ("Outcome", {"fields": ("termination", "waiting", "resumes", ("input_tokens", "output_tokens"))}),
         (
             "How it came about",
             {
                 "classes": ("collapse",),
                 "fields": (
                     ("id", "scope", "client_id", "dedupe_key"),
-                    ("config_version", "parent_run", "replay_of", "order", "updated_at"),
+                    ("order", "updated_at"),
                     "activation",
                     "input",
                     "output",
@@ -84,6 +98,32 @@ class RunAdmin(ReadOnlyAdmin):
     def thread_link(self, run: Run) -> Any:
         """The thread it is on."""
         return render.link(Thread, run.thread_id, run.thread)
+
+    @admin.display(description="where it stands")
+    def stands(self, run: Run) -> Standing:
+        """What it waits for, what is in front of it, or how it ended."""
+        return _standing(run)
+
+    @admin.display(description="attempts")
+    def attempts(self, run: Run) -> str:
+        """Failures and lost leases of its latest activation."""
+        dispatch = _standing(run).dispatch
+        return render.NOTHING if dispatch is None else render.attempts(dispatch)
+
+    @admin.display(description="parent run")
+    def parent_link(self, run: Run) -> Any:
+        """The run that spawned it."""
+        return render.link_id(Run, run.parent_run_id)
+
+    @admin.display(description="replay of")
+    def replay_of_link(self, run: Run) -> Any:
+        """The run whose dead letter it replays."""
+        return render.link_id(Run, run.replay_of_id)
+
+    @admin.display(description="replayed as")
+    def replays(self, run: Run) -> Any:
+        """The runs it was replayed as, the latest first."""
+        return lineage(Run.objects.filter(replay_of=run.pk).order_by("-order"))
 
     @admin.display(description="ended by")
     def ended_by(self, run: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -185,16 +186,17 @@ def tickets(run_id: UUID) -> Section:
     )
 
 
-def timeline(rows: Any, *, search: object) -> Section:
-    """Events in the order they became true."""
+def timeline(rows: Any, *, since: datetime, search: object) -> Section:
+    """Events in the order they became true, each with its distance from `since`."""
     return Section(
         "Timeline",
         Event,
-        ("cursor", "time", "event", "dispatch", "payload"),
+        ("cursor", "time", "after", "event", "dispatch", "payload"),
         _last(rows.order_by("-cursor").defer("payload").annotate(excerpt=render.excerpt_of_payload("payload"))),
         lambda event: (
             render.link(Event, event.pk, event.cursor),
             render.instant(event.created_at),
+            render.after(since, event.created_at),
             event.kind,
             render.link_id(Dispatch, event.dispatch_id),
             render.cell(event.excerpt),

@@ -7,7 +7,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
-from mailbox_app.admin.base import ReadOnlyAdmin
+from mailbox_app.admin.base import ReadOnlyAdmin, age
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
 
 
@@ -16,6 +16,7 @@ class ThreadAdmin(ReadOnlyAdmin):
     """One conversation with its runs, dispatches, messages and events."""
 
     list_display = ("name", "scope", "title", "open_run", "due", "wakes_at", "blocked_reason", "created_at")
+    list_filter = (age("created_at"),)
     searched_thread = "pk"
     fieldsets = (
         (
@@ -49,7 +50,7 @@ class ThreadAdmin(ReadOnlyAdmin):
             sections.runs(Run.objects.filter(thread=obj), search=obj.pk),
             sections.dispatches(Dispatch.objects.filter(thread=obj), search=obj.pk),
             sections.messages(Message.objects.filter(thread=obj), search=obj.pk),
-            sections.timeline(Event.objects.filter(thread=obj), search=obj.pk),
+            sections.timeline(Event.objects.filter(thread=obj), since=obj.created_at, search=obj.pk),
         )
 
     @admin.display(description="thread")

@@ -184,4 +184,11 @@ class DeadLetter(Dispatch):
     class Meta:
         proxy = True
         default_permissions = ("view",)
+        permissions = [
+            ("replay_deadletter", "Can run a dead letter again"),
+            ("replay_fresh_deadletter", "Can run a dead letter again without its journal"),
+            ("discard_deadletter", "Can discard a dead letter"),
+        ]
         verbose_name = "dead letter"
+        # The admin sorts by it, and HTML shows no leading space: dead letters stand first.
+        verbose_name_plural = " Dead letters"

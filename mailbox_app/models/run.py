@@ -104,6 +104,7 @@ class Run(Moving):
         journal: "RelatedManager[JournalEntry]"
 
     class Meta:
+        permissions = [("cancel_run", "Can cancel a run"), ("run_now_run", "Can let a scheduled run start now")]
         constraints = [
             not_blank("run_names_not_blank", "scope", "agent"),
             models.CheckConstraint(condition=Q(status__in=RunStatus.values), name="run_status_known"),
