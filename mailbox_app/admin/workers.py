@@ -1,7 +1,7 @@
 """What workers can run, and when each maintenance pass last ran."""
 
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
@@ -12,7 +12,7 @@ from mailbox_app.admin import render
 from mailbox_app.admin.base import AddOnlyAdmin, ReadOnlyAdmin
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import AgentRegistration, AgentVersion, Maintenance
-from mailbox_app.operations import inputs
+from mailbox_app.operations import inputs, publish
 
 if TYPE_CHECKING:
     ModelForm = forms.ModelForm[AgentVersion]
@@ -63,8 +63,14 @@ class AgentVersionAdmin(AddOnlyAdmin):
 
     def save_model(self, request: HttpRequest, obj: AgentVersion, form: Any, change: bool) -> None:
         """Publish it in the name of whoever asked."""
-        obj.published_by = cast(Any, request.user)
-        super().save_model(request, obj, form, change)
+        published = publish.version(
+            agent=obj.agent,
+            version=obj.version,
+            configuration=obj.configuration,
+            note=obj.note,
+            published_by=request.user,
+        )
+        obj.pk = published.pk
         obj.refresh_from_db()
 
 

@@ -5,7 +5,7 @@ from django.db import migrations
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("mailbox", "0002_versions_and_waits"),
+        ("mailbox", "0003_turns_and_outbox"),
     ]
 
     operations = [
