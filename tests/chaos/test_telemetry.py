@@ -239,7 +239,7 @@ def another_worker(live: Live, folder: Path, **settings: Any) -> Iterator[tuple[
 
 
 REGISTERED = """
-    SELECT seen_at >= now() - interval '3 seconds' AS is_live, seen_at < now() - interval '1799 seconds' AS has_left
+    SELECT seen_at >= now() - interval '3 seconds' AS is_live, gone_at IS NOT NULL AS has_left
     FROM mailbox_agentregistration WHERE worker = %s
 """
 
