@@ -88,10 +88,7 @@ class Command(BaseCommand):
         for number in range(options["rounds"]):
             for name in chosen:
                 command = [sys.executable, "-m", "mailbox_app.devtools.bench", *scenarios[name]]
-                done = subprocess.run(command, env=stack.environment, cwd=Path.cwd(), capture_output=True, text=True)
-                if done.returncode:
-                    raise CommandError(f"{name}: {done.stderr[-2_000:]}")
-                found = json.loads(done.stdout.splitlines()[-1])
+                found = self._one(stack, name, command)
                 rounds[name].append(found)
                 if not options["json"]:
                     self.stderr.write(f"round {number + 1}: {name} {_line(found)}")
@@ -107,6 +104,23 @@ class Command(BaseCommand):
             },
             "rounds": rounds,
         }
+
+    def _one(self, stack: Stack, name: str, command: list[str]) -> dict[str, float]:
+        """One scenario in a process of its own; the children are read meanwhile, or their logs would stop them."""
+        with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as failed:
+            process = subprocess.Popen(command, env=stack.environment, stdout=told, stderr=failed)
+            try:
+                while process.poll() is None:
+                    stack.tick(0.05)
+            finally:
+                process.kill()
+                process.wait()
+            told.seek(0)
+            failed.seek(0)
+            if process.returncode:
+                raise CommandError(f"{name}: {failed.read()[-2_000:]}")
+            found: dict[str, float] = json.loads(told.read().splitlines()[-1])
+            return found
 
     def _report(self, found: dict[str, Any], options: dict[str, Any]) -> None:
         if options["json"]:
