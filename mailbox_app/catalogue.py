@@ -103,6 +103,8 @@ def version_of(name: str) -> str:
 _NUMBER = re.compile(r"\d+")
 # Longer runs of digits are no counters; they sort as text among themselves.
 _DIGITS = 10
+# What `Dispatch.version_key` and `Thread.due_version` hold; past it two versions are the same.
+_LONGEST_KEY = 400
 
 
 def version_key(version: str) -> str:
@@ -111,7 +113,7 @@ def version_key(version: str) -> str:
     Compared byte by byte (collation "C"). Versions without numbers sort as text; where that means nothing (commit
     hashes), an agent names what it accepts.
     """
-    return _NUMBER.sub(lambda found: found.group().lstrip("0").rjust(_DIGITS, "0"), version)
+    return _NUMBER.sub(lambda found: found.group().lstrip("0").rjust(_DIGITS, "0"), version)[:_LONGEST_KEY]
 
 
 def accepted_keys(spec: AgentSpec) -> list[str] | None:

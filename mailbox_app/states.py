@@ -1,4 +1,4 @@
-"""The state machine: every status and every legal move. `models/base.py: move()` is the only writer of a status.
+"""The state machine: every status and every legal move. A status is written by two `move()`s alone.
 
 `python -m mailbox_app.states` prints the diagram that docs/states.md shows.
 """

@@ -17,7 +17,7 @@ from mailbox_app.execution import runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
 from mailbox_app.models import Thread
-from mailbox_app.operations import candidates, claim
+from mailbox_app.operations import candidates, claim, settle
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.telemetry import observe
 
@@ -134,7 +134,7 @@ class Executor:
         except (OperationalError, InterfaceError):
             # The COMMIT may have won: what it took is handed back, not orphaned.
             connection.close()
-            claim.hand_back(tokens=tokens)
+            settle.hand_back(tokens=tokens)
             raise
         finally:
             if is_seated and not keeps_seat:
@@ -150,7 +150,7 @@ class Executor:
             runner.begin(one, keeper=self._keeper, places=self._seats, on_end=self._free_seat)
         except RuntimeError:  # no thread to be had for the loop
             self._seats.leave()
-            claim.hand_back(tokens=[one.token])
+            settle.hand_back(tokens=[one.token])
             raise
 
     def _free_seat(self) -> None:
@@ -172,7 +172,7 @@ class Executor:
         while self._keeper.tokens and time.monotonic() < stop_at:
             time.sleep(0.05)
         try:
-            handed_back = claim.hand_back(tokens=self._keeper.drop_all())
+            handed_back = settle.hand_back(tokens=self._keeper.drop_all())
             observe("worker.retired", level=logging.WARNING, handed_back=handed_back, exit_code=EXIT_CODE)
         except Exception as error:  # the process ends all the same; leases run out by themselves
             observe("worker.retired", level=logging.ERROR, error=type(error).__name__, exit_code=EXIT_CODE)

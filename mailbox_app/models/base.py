@@ -1,4 +1,4 @@
-"""What every noun shares: ids, non-blank names, and `move()`, the only writer of a status."""
+"""What every noun shares: ids, non-blank names, and `move()` for many rows at once."""
 
 import uuid
 from typing import Any, ClassVar, Self, TypeVar
@@ -32,7 +32,7 @@ ModelT = TypeVar("ModelT", bound=models.Model, covariant=True)
 
 
 class MovingQuerySet(models.QuerySet[ModelT]):
-    """Rows with a status: it changes only through `move()`, along an edge of `states.py`."""
+    """Rows with a status: it changes only through `move()`, here or on its fenced thread, along an edge."""
 
     def move(self, move: Move, **fields: Any) -> int:
         """Move the rows of this queryset along one edge and return how many moved: the count is the verdict.

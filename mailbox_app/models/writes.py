@@ -100,7 +100,7 @@ def _shaped(rows: Sequence[models.Model]) -> dict[tuple[type[models.Model], _Sha
 
 def read(model: type[ModelT], sql: str, params: Mapping[str, Any]) -> list[tuple[ModelT, *tuple[Any, ...]]]:
     """Rows of a statement that begins with `columns(model)`: (object, what follows …)."""
-    load = _loader(model)
+    load = loader(model)
     width = len(load.names)
     return [(load(found[:width]), *found[width:]) for found in ask(sql, params)]
 
@@ -141,13 +141,9 @@ class Loader:
 
 
 @cache
-def _loader(model: type[models.Model]) -> Loader:
-    return Loader(model)
-
-
 def loader(model: type[models.Model]) -> Loader:
     """How `read` builds the model's objects, for statements that hold those of several models."""
-    return _loader(model)
+    return Loader(model)
 
 
 @cache
@@ -217,4 +213,4 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written: {value!r:.100}")
 
 
-__all__ = ["NOW", "Writes", "columns", "loader", "read"]
+__all__ = ["NOW", "Writes", "ask", "columns", "loader", "read"]

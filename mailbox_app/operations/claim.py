@@ -12,7 +12,6 @@ from django.db import InterfaceError, OperationalError, transaction
 from mailbox_app import catalogue, hints
 from mailbox_app.conf import conf
 from mailbox_app.models import (
-    UNCLAIMED,
     AgentVersion,
     Boundary,
     Dispatch,
@@ -27,7 +26,7 @@ from mailbox_app.models import (
 from mailbox_app.operations import candidates, emit, freeze, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.states import CLAIM, DROP, HAND_BACK, RESUME, START, WITHDRAW, Move, RunStatus
+from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
 from mailbox_app.telemetry import observe
 
 # How many candidates a claim looks at for each one it may take: others are locking them at the same time. The wider
@@ -181,21 +180,6 @@ def _claim_heads(
             raise _Unclaimable(thread.pk, error) from error
         if claim is not None:
             claims.append(claim)
-
-
-def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
-    """Queue again, at no cost, what these tokens own and nobody has begun to execute; returns how many."""
-    handed = 0
-    for found in Dispatch.objects.claimed().filter(claim_token__in=tokens):
-        with Thread.objects.fence(found.thread_id) as thread:
-            dispatch = Dispatch.objects.filter(pk=found.pk, claim_token__in=tokens).claimed().first()
-            if dispatch is not None:
-                thread.move(dispatch, HAND_BACK, available_at=thread.locked_at, **UNCLAIMED)
-                thread.active_run_id = None
-                emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="handed_back")
-                handed += 1
-        hints.tell(thread)
-    return handed
 
 
 def _head(thread: Thread) -> tuple[Dispatch, Run] | None:

@@ -6,24 +6,15 @@ tells it that it had won.
 """
 
 import random
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import (
-    UNCLAIMED,
-    Boundary,
-    Dispatch,
-    Kind,
-    Message,
-    ReadAt,
-    Run,
-    TerminationType,
-    Thread,
-)
+from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
 from mailbox_app.operations import append, emit, enqueue, freeze, waits
 from mailbox_app.operations.ownership import Claim, find, find_ending, has_ended, lost
 from mailbox_app.outcomes import Suspended
@@ -32,6 +23,7 @@ from mailbox_app.states import (
     DEAD_LETTER,
     END_WAIT,
     FINISH,
+    HAND_BACK,
     NACK,
     RETRACT,
     STOP,
@@ -173,6 +165,27 @@ def stopped(claim: Claim) -> None:
             return
         cancel(thread, dispatch)
     hints.tell(thread)
+
+
+def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
+    """Queue again, at no cost, what these tokens own and nobody has begun to execute; returns how many it settled.
+
+    A run that somebody asked to cancel ends here instead.
+    """
+    settled = 0
+    for found in Dispatch.objects.claimed().filter(claim_token__in=tokens):
+        with Thread.objects.fence(found.thread_id) as thread:
+            held = Dispatch.objects.claimed().filter(pk=found.pk, claim_token__in=tokens).select_related("run")
+            for dispatch in held:
+                settled += 1
+                if dispatch.cancel_requested_at is not None:
+                    cancel(thread, dispatch)
+                    continue
+                thread.move(dispatch, HAND_BACK, available_at=thread.locked_at, **UNCLAIMED)
+                thread.active_run_id = None
+                emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="handed_back")
+        hints.tell(thread)
+    return settled
 
 
 def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 STATES = """# States
 
-Every status and every legal move, printed by `python -m mailbox_app.states`. A status changes only through `move()` in
-`mailbox_app/models/base.py`, along one of these edges; the source is in the statement's WHERE, so a row that has moved
-on is left alone.
+Every status and every legal move, printed by `python -m mailbox_app.states`. A status changes only through `move()`,
+of one row on its fenced thread (`mailbox_app/models/thread.py`) or of many (`mailbox_app/models/base.py`), along one of
+these edges; the source is in the statement's WHERE, so a row that has moved on is left alone.
 
 """
 SETTINGS = """# Settings

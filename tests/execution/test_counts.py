@@ -9,7 +9,7 @@ from django.db import transaction
 from mailbox_app import metrics
 from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
-from mailbox_app.operations import claim, recover
+from mailbox_app.operations import recover, settle
 from mailbox_app.tally import tally
 from tests.execution.conftest import Perform
 from tests.operations import scene
@@ -87,7 +87,7 @@ def test_a_lost_lease_and_a_refused_settle_are_counted(counted: Callable[[], Cou
 
 def test_a_claim_that_is_handed_back_is_counted(counted: Callable[[], Counts]) -> None:
     scene.post()
-    assert claim.hand_back(tokens=[scene.taken().token]) == 1
+    assert settle.hand_back(tokens=[scene.taken().token]) == 1
     assert counted()["hand_backs_total", "echo"] == 1
 
 

@@ -17,7 +17,7 @@ from mailbox_app.devtools.servers import Redis
 from mailbox_app.errors import Cancelled, Permanent, Transient
 from mailbox_app.execution import Context
 from mailbox_app.flower import Flower
-from mailbox_app.operations import claim, recover
+from mailbox_app.operations import recover, settle
 from mailbox_app.telemetry import observed
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
@@ -251,7 +251,7 @@ def test_a_frozen_broker_slows_no_run(
         assert sum(events for _, events in dropped) == 200
     finally:
         os.kill(own_redis.pid, signal.SIGCONT)
-    claim.hand_back(tokens=[claimed.token])
+    settle.hand_back(tokens=[claimed.token])
     assert flower.flush(5)
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from mailbox_app.errors import Gone, InvalidInput, RunNotFound
-from mailbox_app.models import Dispatch, Message, Run, Thread
+from mailbox_app.models import Message, Run, Thread
 from mailbox_app.operations import cancel, recover, settle, threads, tick
-from mailbox_app.operations import claim as claims
 from tests import given
 from tests.operations import scene
 
@@ -167,9 +166,13 @@ def test_a_run_of_a_deleted_thread_is_gone() -> None:
         ask(claim)
 
 
-def test_a_handed_back_run_that_was_asked_to_stop_can_be_cancelled_at_once() -> None:
+def test_a_run_that_was_asked_to_stop_and_is_handed_back_is_not_queued_again() -> None:
     claim = scene.posted_and_taken()
+    behind = scene.post(thread_id=claim.thread_id)
     ask(claim)
-    assert claims.hand_back(tokens=[claim.token]) == 1
-    assert ask(claim).outcome == "cancelled"
-    assert Dispatch.objects.claimed().count() == 0
+    assert settle.hand_back(tokens=[claim.token]) == 1
+    run, dispatch = scene.run(claim), scene.dispatch(claim)
+    assert (run.status, run.termination, dispatch.status) == ("done", {"type": "cancelled"}, "cancelled")
+    assert scene.last_event(claim).kind == "RunCancelled"
+    assert ask(claim).outcome == "already_done"
+    assert scene.taken().run_id == behind.run_id, "the thread is free"

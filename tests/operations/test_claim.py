@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.db.models.functions import Now
 
+from mailbox_app import catalogue
 from mailbox_app.models import Dispatch, Message, Thread
 from mailbox_app.operations import claim, recover, settle
 from tests.operations import scene
@@ -187,3 +188,23 @@ def test_an_expired_lease_that_nobody_took_back_can_be_renewed() -> None:
     scene.expire_lease(one)
     assert claim.renew(tokens=[one.token]).lost == set()
     assert recover.reclaim() == 0
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("1.9", "1.10"), ("2026-10-31", "2026-11-01"), ("3", "03.1"), ("v9", "v10"), ("", "0")]
+)
+def test_versions_are_ordered_by_their_numbers(older: str, newer: str) -> None:
+    assert catalogue.version_key(older) < catalogue.version_key(newer)
+
+
+@pytest.mark.parametrize("version", ["1." * 50, "9" * 100, "1a" * 50])
+def test_the_longest_version_an_agent_may_have_can_start_and_go_on(version: str) -> None:
+    catalogue.add(catalogue.AgentSpec(name="long", function=lambda ctx: None, version=version))
+    try:
+        scene.post(agent="long")
+        begun = scene.taken(agents=("long",))
+        settle.nack(begun, code="x", message="no", retry_after=0)
+        assert scene.taken(agents=("long",)).run_id == begun.run_id
+        assert scene.run(begun).code_version == version
+    finally:
+        catalogue.remove("long")

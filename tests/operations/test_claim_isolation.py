@@ -102,7 +102,7 @@ def test_a_queue_in_which_only_bad_heads_are_due_ends_the_worker_s_round(queue: 
 
 def test_what_is_handed_back_is_queued_again_at_no_cost() -> None:
     one = scene.posted_and_taken()
-    assert claim.hand_back(tokens=[uuid.uuid4(), one.token]) == 1
+    assert settle.hand_back(tokens=[uuid.uuid4(), one.token]) == 1
     dispatch, thread = scene.dispatch(one), scene.thread(one)
     assert (dispatch.status, dispatch.claim_token, dispatch.lease_until) == ("queued", None, None)
     assert (dispatch.attempt_count, dispatch.lost_count) == (0, 0)
@@ -117,8 +117,8 @@ def test_tokens_that_own_nothing_hand_nothing_back() -> None:
     over, kept = scene.posted_and_taken(), scene.posted_and_taken()
     settle.complete(over)
     with scene.nothing_changes():
-        assert claim.hand_back(tokens=[over.token, uuid.uuid4()]) == 0
-        assert claim.hand_back(tokens=[]) == 0
+        assert settle.hand_back(tokens=[over.token, uuid.uuid4()]) == 0
+        assert settle.hand_back(tokens=[]) == 0
     settle.complete(kept)
 
 

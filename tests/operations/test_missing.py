@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from mailbox_app.models import AgentRegistration, Dispatch, Thread
 from mailbox_app.operations import candidates, missing, settle
-from mailbox_app.operations.claim import hand_back
+from mailbox_app.operations.settle import hand_back
 from tests import given
 from tests.operations import scene
 
