@@ -50,7 +50,7 @@ def agent(
         raise ValueError(f"agent {name!r}: accepts must be a list of versions, not the text {accepts!r}")
     for one in (version, *(accepts or ())):
         # What cannot be printed would also not survive the list in which a claim names the versions it accepts.
-        if not one.strip() or len(one) > 100 or not one.isprintable() or len(catalogue.version_key(one)) > 400:
+        if not one.strip() or len(one) > 100 or not one.isprintable():
             raise ValueError(
                 f"agent {name!r}: a version must be printable, not blank, nor longer than 100 characters: {one!r}"
             )

@@ -114,7 +114,6 @@ def test_what_an_agent_accepts_is_registered_and_decides_over_the_claim(register
         ({"accepts": ["1", "2\n3"]}, "version must be printable"),
         ({"accepts": [" "]}, "version must be printable"),
         ({"accepts": ["v" * 101]}, "version must be printable"),
-        ({"version": ".".join("1" * 50)}, "version must be printable"),
         ({"accepts": "12"}, "accepts must be a list of versions"),
         ({"transient": [ValueError, "KeyError"]}, "'KeyError' is no exception type"),
         ({"permanent": [int]}, "is no exception type"),
@@ -123,6 +122,9 @@ def test_what_an_agent_accepts_is_registered_and_decides_over_the_claim(register
     ids=str,
 )
 def test_an_option_that_could_not_be_kept_is_refused_where_it_is_written(words: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        registry.agent("refused", **words)(nothing)
-    assert catalogue.find("refused") is None
+    try:
+        with pytest.raises(ValueError, match=message):
+            registry.agent("refused", **words)(nothing)
+        assert catalogue.find("refused") is None
+    finally:
+        catalogue.remove("refused")
