@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 
-from mailbox_app import catalogue, outcomes, tracing
+from mailbox_app import catalogue, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import Cancelled, LeaseLost, Stop, Suspended, TimedOut
 from mailbox_app.execution.context import Context
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.loop import loop
 from mailbox_app.execution.places import Places
-from mailbox_app.operations import settle
+from mailbox_app.execution.settling import tell
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.outcomes import Failed, Finished, Outcome, Retry, Stopped
+from mailbox_app.outcomes import Outcome, Retry, Stopped
 from mailbox_app.telemetry import observe, running
 
 # A loop that does nothing for so long is blocked by an agent, which nothing but the end of the process can stop.
@@ -132,49 +132,3 @@ class Activation:
             outcome=type(outcome).__name__.lower() if outcome else "lease_lost",
             seconds=round(time.monotonic() - self._started, 4),
         )
-
-
-def tell(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
-    """Tell the database, again and again while the lease may last.
-
-    Returns whether the claim was still ours to settle, and the next turn's claim if there is one.
-
-    A settle that already won, but whose answer was lost with the connection, recognises itself.
-    """
-    give_up_at = time.monotonic() + conf.lease_seconds
-    pause = 0.05
-    while True:
-        try:
-            return True, _settle(claim, outcome)
-        except LeaseLost:
-            observe(
-                "settle.refused",
-                level=logging.WARNING,
-                dispatch_id=claim.dispatch_id,
-                outcome=type(outcome).__name__.lower(),
-            )
-            return False, None
-        except (OperationalError, InterfaceError) as error:
-            if time.monotonic() >= give_up_at:
-                raise
-            observe("settle.retried", level=logging.WARNING, dispatch_id=claim.dispatch_id, error=type(error).__name__)
-            connection.close()
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
-
-def _settle(claim: Claim, outcome: Outcome) -> Claim | None:
-    match outcome:
-        case Finished():
-            return settle.complete(claim, output=outcome.output, state=outcome.state)
-        case outcomes.Suspended():
-            settle.suspend(claim, outcome)
-        case Retry():
-            settle.nack(
-                claim, code=outcome.code, message=outcome.message, detail=outcome.detail, retry_after=outcome.after
-            )
-        case Failed():
-            settle.dead_letter(claim, code=outcome.code, message=outcome.message, detail=outcome.detail)
-        case Stopped():
-            settle.stopped(claim)
-    return None

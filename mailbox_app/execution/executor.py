@@ -1,5 +1,6 @@
 """One executing process: its slots claim and run what is due, its loop runs async agents, and it ends in order."""
 
+import functools
 import logging
 import mmap
 import os
@@ -7,7 +8,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from django.db import InterfaceError, OperationalError, connection
 
@@ -16,6 +18,7 @@ from mailbox_app.conf import conf
 from mailbox_app.execution import runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
+from mailbox_app.execution.together import Together
 from mailbox_app.models import Thread
 from mailbox_app.operations import candidates, claim, settle
 from mailbox_app.operations.ownership import Claim
@@ -30,6 +33,8 @@ _FIRST_PAUSE_SECONDS = 0.005
 _PASS_SECONDS = 0.1
 # A claim that had begun when the process stopped claiming is over by then, and its run under way.
 _LAST_CLAIM_SECONDS = 1.0
+# Heads taken in one transaction, at most: each slot waits for all of them.
+_MOST_TOGETHER = 32
 
 
 class Executor:
@@ -48,6 +53,8 @@ class Executor:
         self._waiting: set[str] = set()
         self._passing, self._passed_at = threading.Lock(), 0.0
         self._retiring = threading.Lock()
+        # Slots that look for work at the same time take it together; by queue, and whether async agents are left out.
+        self._claiming: dict[tuple[str, bool], Together[uuid.UUID, claim.Claimed]] = {}
         # Shared with the children that a pool forks: only their parent hears that the worker is to end.
         self._leaving: mmap.mmap | None = None
 
@@ -122,24 +129,24 @@ class Executor:
         threading.Thread(target=self._retire, name="mailbox-retire", daemon=True).start()
 
     def _claim(self, queue: str, worker: str, own_process: bool) -> tuple[bool, claim.Claimed]:
-        """Claim one head; also whether async agents were left out, for want of a seat."""
+        """Claim one head, together with other slots; also whether async agents were left out, for want of a seat."""
         is_seated = not own_process and self._seats.take()
         is_full = not own_process and not is_seated
-        tokens = [uuid.uuid4()]
         keeps_seat = False
         try:
-            agents = catalogue.sync_names() if is_full else catalogue.names()
-            taken = claim.due(queue=queue, agents=agents, worker=worker, tokens=tokens)
+            taken = self._claims(queue, worker, is_full)(uuid.uuid4())
             keeps_seat = any(catalogue.is_async(one.agent) for one in taken.claims)
-        except (OperationalError, InterfaceError):
-            # The COMMIT may have won: what it took is handed back, not orphaned.
-            connection.close()
-            settle.hand_back(tokens=tokens)
-            raise
         finally:
             if is_seated and not keeps_seat:
                 self._seats.leave()
         return is_full, taken
+
+    def _claims(self, queue: str, worker: str, is_full: bool) -> Together[uuid.UUID, claim.Claimed]:
+        key = (queue, is_full)
+        if key not in self._claiming:
+            claiming = functools.partial(_claim_some, queue=queue, worker=worker, is_full=is_full)
+            self._claiming.setdefault(key, Together(claiming, most=_MOST_TOGETHER))
+        return self._claiming[key]
 
     def _execute(self, one: Claim, own_process: bool) -> None:
         if own_process or not catalogue.is_async(one.agent):
@@ -181,3 +188,18 @@ class Executor:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(EXIT_CODE)
+
+
+def _claim_some(tokens: Sequence[uuid.UUID], *, queue: str, worker: str, is_full: bool) -> list[claim.Claimed]:
+    """Claim a head for each token, in one transaction; the first of them is told whether there is more."""
+    try:
+        agents = catalogue.sync_names() if is_full else catalogue.names()
+        taken = claim.due(queue=queue, agents=agents, worker=worker, tokens=tokens)
+    except (OperationalError, InterfaceError):
+        # The COMMIT may have won: what it took is handed back, not orphaned.
+        connection.close()
+        settle.hand_back(tokens=tokens)
+        raise
+    shares = [claim.Claimed(claims=[one], has_more=False) for one in taken.claims]
+    shares += [claim.Claimed(claims=[], has_more=taken.has_more) for _ in range(len(tokens) - len(shares))]
+    return [replace(shares[0], has_more=taken.has_more), *shares[1:]]

@@ -26,11 +26,11 @@ FLAG = ("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wake
 
 # What can start now, first by priority and order; else what can start first. The second half does not ask the clock:
 # what comes due between two looks at it would be neither.
-HEADS = """
+HEADS_OF = """
     (
-        SELECT TRUE, available_at, priority, queue, agent, version_key
+        SELECT TRUE AS is_due, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
-        WHERE thread_id = %(thread)s AND status = 'queued' AND (%(run)s::uuid IS NULL OR run_id = %(run)s::uuid)
+        WHERE thread_id = {thread} AND status = 'queued' AND ({run} IS NULL OR run_id = {run})
             AND available_at <= statement_timestamp()
         ORDER BY priority, "order", id LIMIT 1
     )
@@ -38,10 +38,11 @@ HEADS = """
     (
         SELECT FALSE, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
-        WHERE thread_id = %(thread)s AND status = 'queued' AND (%(run)s::uuid IS NULL OR run_id = %(run)s::uuid)
+        WHERE thread_id = {thread} AND status = 'queued' AND ({run} IS NULL OR run_id = {run})
         ORDER BY available_at, id LIMIT 1
     )
 """
+HEADS = HEADS_OF.format(thread="%(thread)s", run="%(run)s::uuid")
 
 
 class ReadyFlag(models.Model):

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from mailbox_app.models.run import Run
 
 
-# Everything a verb may change on a fenced thread; `_leave` writes those that differ.
-_FENCED_FIELDS = (
-    *("key", "title", "metadata", "deleted_at", "epoch", "pending_revision"),
-    *("last_seq", "last_cursor", "pruned_cursor", "next_order", "claim_count"),
-    *("active_run_id", "open_run_id", "latest_run_id", "state_run_id"),
-    *FLAG,
+# Everything a verb may change on a fenced thread. `_leave` writes a group of which anything differs, and the whole of
+# it: what several threads have in common becomes one statement, and one that was planned before.
+_GROUPS = (
+    ("epoch", "pending_revision", "last_seq", "last_cursor", "pruned_cursor", "next_order", "claim_count"),
+    ("active_run_id", "open_run_id", "latest_run_id", "state_run_id"),
+    FLAG,
+    ("key", "title", "metadata", "deleted_at"),
 )
+_FENCED_FIELDS = tuple(name for group in _GROUPS for name in group)
 
 # Which workers can take a thread's head: when it changes, others must be woken.
 _LANE = ("due_queue", "due_agent", "due_version")
@@ -43,6 +45,12 @@ _LOCK = """
     FROM (
         SELECT * FROM mailbox_thread WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
     ) AS thread
+"""
+
+_LOCK_FREE = """
+    SELECT {columns}, clock_timestamp()
+    FROM mailbox_thread AS thread WHERE id = ANY(%(ids)s::uuid[]) AND deleted_at IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
 """
 
 
@@ -90,6 +98,12 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
                 thread.locked_at = thread.__dict__.pop("clock")
             with self.hold(threads):
                 yield threads
+
+    @contextmanager
+    def fence_some(self, ids: Sequence[uuid.UUID]) -> Iterator[list["Thread"]]:
+        """Hold those of these threads that nobody else holds, in no particular order; else like `fence`."""
+        with transaction.atomic(), self.hold(self.locked(_LOCK_FREE, {"ids": list(ids)})) as threads:
+            yield threads
 
     def lock(self, ids: Sequence[uuid.UUID], *, scope: str | None = None) -> list["Thread"]:
         """Lock these rows in the caller's transaction, in the order of their ids; raises as `fence` does."""
@@ -260,7 +274,12 @@ class Thread(ReadyFlag):
         if self.is_new:
             self._writes.insert(self)
         else:
-            changed = {name: value for name in _FENCED_FIELDS if (value := getattr(self, name)) != self._locked[name]}
+            changed = {
+                name: getattr(self, name)
+                for group in _GROUPS
+                if any(getattr(self, one) != self._locked[one] for one in group)
+                for name in group
+            }
             if changed:
                 self._writes.change(self, changed)
 

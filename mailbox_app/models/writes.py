@@ -26,6 +26,9 @@ _Shape = tuple[str, ...]
 NOW = Now()
 _CLOCK = "statement_timestamp()"
 
+_BOUNDS = (1, 4, 16, 64, 512)
+_MOST_ROWS = 1_000_000
+
 
 class Writes:
     """Rows to insert and rows to change, in one statement when `flush` is called.
@@ -65,10 +68,10 @@ class Writes:
         parts, wanted = [], []
         documents: list[str] = []
         for (model, columns, clocks), rows in _shaped(self._inserts).items():
-            parts.append(_insert(model, columns, clocks, len(rows) > 1))
+            parts.append(_insert(model, columns, clocks, _bound(len(rows))))
             documents.append(_encode(rows))
         for (model, source, columns), rows in self._updates.items():
-            parts.append(_update(model, source, columns, len(rows) > 1))
+            parts.append(_update(model, source, columns, _bound(len(rows))))
             documents.append(_encode(rows))
             wanted.append((len(rows), model, source))
         self._inserts, self._updates = [], {}
@@ -165,16 +168,16 @@ def _column_of(model: type[models.Model]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1_000)
-def _insert(model: type[models.Model], columns: _Shape, clocks: _Shape, many: bool) -> str:
+def _insert(model: type[models.Model], columns: _Shape, clocks: _Shape, most: int) -> str:
     table = model._meta.db_table
     names = [f'"{column}"' for column in columns]
     targets = ", ".join([*names, *(f'"{column}"' for column in clocks)])
     sources = ", ".join([*names, *(_CLOCK for _ in clocks)])
-    return f"INSERT INTO {table} ({targets}) SELECT {sources} FROM {_rows(table, many)}"
+    return f"INSERT INTO {table} ({targets}) SELECT {sources} FROM {_rows(table, most)} AS given"
 
 
 @lru_cache(maxsize=1_000)
-def _update(model: type[models.Model], source: str, columns: _Shape, many: bool) -> str:
+def _update(model: type[models.Model], source: str, columns: _Shape, most: int) -> str:
     table = model._meta.db_table
     settings = [f'"{column}" = given."{column}"' for column in columns]
     if "updated_at" in _column_of(model):
@@ -183,14 +186,21 @@ def _update(model: type[models.Model], source: str, columns: _Shape, many: bool)
     # Not `=`: that would let the planner walk a partial index of everything that is claimed instead of one key.
     guard = f" AND kept.\"{status}\" IS NOT DISTINCT FROM '{source}'" if source else ""
     return (
-        f"UPDATE {table} AS kept SET {', '.join(settings)} FROM {_rows(table, many)} AS given "
+        f"UPDATE {table} AS kept SET {', '.join(settings)} FROM {_rows(table, most)} AS given "
         f"WHERE kept.id = given.id{guard} RETURNING 1"
     )
 
 
-def _rows(table: str, many: bool) -> str:
-    """A one-row function lets the planner know that it is one row."""
-    return f"json_populate_{'recordset' if many else 'record'}(NULL::{table}, %s::json)"
+def _rows(table: str, most: int) -> str:
+    """The rows of a document. The planner is told of how many at most: else it takes a set for a hundred."""
+    if most == 1:
+        return f"json_populate_record(NULL::{table}, %s::json)"
+    return f"(SELECT * FROM json_populate_recordset(NULL::{table}, %s::json) LIMIT {most})"
+
+
+def _bound(count: int) -> int:
+    """So many rows or more: one of a few numbers, for each is another statement to plan."""
+    return next((bound for bound in _BOUNDS if count <= bound), _MOST_ROWS)
 
 
 @lru_cache(maxsize=1_000)

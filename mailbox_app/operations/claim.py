@@ -16,6 +16,7 @@ from mailbox_app.models import (
     Boundary,
     Dispatch,
     Kind,
+    Message,
     Run,
     Thread,
     ask,
@@ -29,19 +30,23 @@ from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
 from mailbox_app.telemetry import observe
 
-# How many candidates a claim looks at for each one it may take: others are locking them at the same time. The wider
-# looks are for the day on which somebody's long transaction holds all that stand in front.
+# How many candidates a claim looks at beside twice those it may take: others are locking them at the same time. The
+# wider looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
 
-# What the thread's head is now, which need not be what its flag said.
-_HEAD = """
+# What the heads of these threads are now, which need not be what their flags said.
+_HEADS = """
     SELECT {columns}
-    FROM mailbox_dispatch AS dispatch JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    WHERE dispatch.thread_id = %(thread)s AND dispatch.status = 'queued'
-        AND (%(open)s::uuid IS NULL OR dispatch.run_id = %(open)s::uuid)
-        AND dispatch.available_at <= statement_timestamp()
-    ORDER BY dispatch.priority, dispatch."order", dispatch.id
-    LIMIT 1
+    FROM unnest(%(threads)s::uuid[], %(open)s::uuid[]) AS thread (id, open_run_id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM mailbox_dispatch
+        WHERE thread_id = thread.id AND status = 'queued'
+            AND (thread.open_run_id IS NULL OR run_id = thread.open_run_id)
+            AND available_at <= statement_timestamp()
+        ORDER BY priority, "order", id
+        LIMIT 1
+    ) AS dispatch
+    JOIN mailbox_run AS run ON run.id = dispatch.run_id
 """
 
 # One statement for all claims of a process. SKIP LOCKED: whoever holds a row is settling or cancelling it, and waiting
@@ -88,7 +93,7 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     failed: set[uuid.UUID] = set()
     most, waiting = len(tokens), 0
     for width in _WIDTHS:
-        limit = width * len(tokens)
+        limit = width + 2 * len(tokens)
         while True:
             try:
                 threads, claims, waiting = _claim_some(queue, runnable, worker, tokens[:most], limit, failed)
@@ -171,9 +176,21 @@ def _claim_heads(
     worker: str,
     tokens: Sequence[uuid.UUID],
 ) -> None:
-    for thread, token in zip(threads, tokens, strict=False):
+    heads = _heads(threads) if threads else {}
+    ours = [
+        thread
+        for thread in threads
+        if thread.pk in heads
+        and heads[thread.pk].queue == queue
+        and runnable.takes(heads[thread.pk].agent, heads[thread.pk].version_key)
+    ]
+    starting = [run for thread in ours if (run := heads[thread.pk].run).status == RunStatus.CREATED]
+    # A replay reads what its original had read.
+    readers = [run for run in starting if run.replay_of_id is None]
+    unread = freeze.unread_by(readers) if readers else {}
+    for thread, token in zip(ours, tokens, strict=False):
         try:
-            claim = _claim_head(thread, queue, runnable, worker, token)
+            claim = _claim_head(thread, heads[thread.pk], unread.get(thread.pk, []), worker, token)
         except (OperationalError, InterfaceError):
             raise
         except Exception as error:
@@ -182,30 +199,29 @@ def _claim_heads(
             claims.append(claim)
 
 
-def _head(thread: Thread) -> tuple[Dispatch, Run] | None:
-    """The thread's head now, with its run."""
-    sql = _HEAD.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
-    for dispatch, *rest in read(Dispatch, sql, {"thread": thread.pk, "open": thread.open_run_id}):
+def _heads(threads: Sequence[Thread]) -> dict[uuid.UUID, Dispatch]:
+    """The threads' heads now, with their runs, by thread."""
+    sql = _HEADS.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
+    params = {"threads": [thread.pk for thread in threads], "open": [thread.open_run_id for thread in threads]}
+    heads: dict[uuid.UUID, Dispatch] = {}
+    for dispatch, *rest in read(Dispatch, sql, params):
         dispatch.run = loader(Run)(rest)
-        return dispatch, dispatch.run
-    return None
+        heads[dispatch.thread_id] = dispatch
+    return heads
 
 
-def _claim_head(thread: Thread, queue: str, runnable: Runnable, worker: str, token: uuid.UUID) -> Claim | None:
-    """Claim what is the thread's head now, which need not be what its flag said; None if that is not for us."""
-    head = _head(thread)
-    if head is None:
-        return None
-    dispatch, run = head
-    if dispatch.queue != queue or not runnable.takes(dispatch.agent, dispatch.version_key):
-        return None
+def _claim_head(
+    thread: Thread, dispatch: Dispatch, unread: Sequence[Message], worker: str, token: uuid.UUID
+) -> Claim | None:
+    """Claim a thread's head; None if its run has nothing to read, and ends."""
+    run = dispatch.run
     move: Move | None
     started: dict[str, Any]
     if run.status == RunStatus.CREATED:
-        # A replay reads what its original had read.
-        messages = (
-            reread.turn(run) if run.replay_of_id else freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=run)
-        )
+        if run.replay_of_id is None:
+            messages = freeze.take(unread, thread=thread, boundary=Boundary.NEW_RUN, run=run)
+        else:
+            messages = reread.turn(run)
         if not messages:
             _drop(thread, dispatch)
             return None

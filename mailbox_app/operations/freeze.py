@@ -1,5 +1,6 @@
 """Select, number and commit pending messages, in the transaction of the boundary that reads them."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +20,17 @@ _READ_AT = {
 # skipped, and so not even read, however many they are; their barriers are, for nothing goes past them. Three ranges of
 # two indexes: an OR would read all that is pending on the thread.
 _READABLE = """
-    SELECT {columns} FROM (
+    SELECT {columns}
+    FROM unnest(%(threads)s::uuid[], %(runs)s::uuid[]) AS reader (thread_id, run_id)
+    CROSS JOIN LATERAL (
         SELECT * FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id = %(run)s
+        WHERE thread_id = reader.thread_id AND state = 'pending' AND run_id = reader.run_id
         UNION ALL
         SELECT * FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id IS NULL
+        WHERE thread_id = reader.thread_id AND state = 'pending' AND run_id IS NULL
         UNION ALL
         SELECT * FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND run_id <> %(run)s
+        WHERE thread_id = reader.thread_id AND state = 'pending' AND barrier AND run_id <> reader.run_id
     ) AS message
     WHERE NOT held
     ORDER BY position, id
@@ -36,14 +39,29 @@ _READABLE = """
 
 def at(*, thread: Thread, boundary: Boundary, run: Run) -> list[Message]:
     """Commit what the run may read at this boundary, in position order, and return it."""
-    selected = select(unread(thread=thread, run=run), boundary=boundary, run=run)
+    return take(unread(thread=thread, run=run), thread=thread, boundary=boundary, run=run)
+
+
+def take(messages: Sequence[Message], *, thread: Thread, boundary: Boundary, run: Run) -> list[Message]:
+    """`at`, where these are the run's `unread` messages."""
+    selected = select(messages, boundary=boundary, run=run)
     return number(thread=thread, run=run, messages=selected, read_at=_READ_AT[boundary])
 
 
 def unread(*, thread: Thread, run: Run) -> list[Message]:
     """What lies before the run: its own and ownerless pending messages, and the barriers of others; none held."""
+    return unread_by([run]).get(thread.pk, [])
+
+
+def unread_by(runs: Sequence[Run]) -> dict[uuid.UUID, list[Message]]:
+    """`unread` of several runs, each of another thread; by thread."""
     sql = _READABLE.replace("{columns}", columns(Message, "message"))
-    return [message for (message,) in read(Message, sql, {"thread": thread.pk, "run": run.pk})]
+    found: dict[uuid.UUID, list[Message]] = {}
+    for (message,) in read(
+        Message, sql, {"threads": [run.thread_id for run in runs], "runs": [run.pk for run in runs]}
+    ):
+        found.setdefault(message.thread_id, []).append(message)
+    return found
 
 
 def select(messages: Sequence[Message], *, boundary: Boundary, run: Run) -> list[Message]:

@@ -11,7 +11,7 @@ from django.db import transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
-from mailbox_app.models.ready import HEADS
+from mailbox_app.models.ready import HEADS_OF
 from mailbox_app.states import DispatchStatus, RunStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
@@ -22,24 +22,25 @@ _HELD = """
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
 
-# The same, and what a completion asks besides: is there anything before the run that it has not read (what
-# `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
+# The same for several claims, and what a completion asks besides: is there anything before the run that it has not read
+# (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
 _ENDING = f"""
     SELECT {{columns}}, EXISTS (
         SELECT FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id = dispatch.run_id AND NOT held
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id = dispatch.run_id AND NOT held
     ) OR EXISTS (
         SELECT FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND run_id IS NULL AND NOT held
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id IS NULL AND NOT held
     ) OR EXISTS (
         SELECT FROM mailbox_message
-        WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND NOT held
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND barrier AND NOT held
     ), heads.*
-    FROM mailbox_dispatch AS dispatch
+    FROM unnest(%(threads)s::uuid[], %(dispatches)s::uuid[], %(tokens)s::uuid[]) AS wanted (thread_id, id, token)
+    JOIN mailbox_dispatch AS dispatch
+        ON dispatch.thread_id = wanted.thread_id AND dispatch.id = wanted.id
+        AND dispatch.status = 'claimed' AND dispatch.claim_token = wanted.token
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    LEFT JOIN LATERAL ({HEADS}) AS heads ON TRUE
-    WHERE dispatch.thread_id = %(thread)s AND dispatch.id = %(dispatch)s
-        AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
+    LEFT JOIN LATERAL ({HEADS_OF.format(thread="dispatch.thread_id", run="NULL::uuid")}) AS heads ON TRUE
 """
 
 
@@ -100,25 +101,44 @@ def proved(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
 def find(claim: Claim) -> Dispatch | None:
     """The claim's dispatch, with its run, while it owns it; None once the lease was lost."""
     dispatch: Dispatch | None = None
-    for dispatch, *rest in _look(claim, _HELD):
+    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token}
+    for dispatch, *rest in _look(_HELD, wanted):
         dispatch.run = loader(Run)(rest)
     return dispatch
 
 
-def find_ending(claim: Claim) -> tuple[Dispatch | None, bool, list[tuple[Any, ...]]]:
-    """The same; whether it has left anything unread; and the rows with which `Thread.judge` judges its thread."""
+@dataclass(kw_only=True)
+class Ending:
+    """A claim about to be completed: its dispatch with its run, whether it has left anything unread, and the rows with
+    which `Thread.judge` judges its thread."""
+
+    dispatch: Dispatch
+    has_unread: bool
+    heads: list[tuple[Any, ...]]
+
+
+def find_endings(claims: Sequence[Claim]) -> dict[uuid.UUID, Ending]:
+    """What there is to complete, by claim token; those that own nothing any more are left out."""
     width = len(loader(Run).names)
-    dispatch, has_unread, heads = None, False, []
-    for dispatch, *rest in _look(claim, _ENDING):
-        dispatch.run = loader(Run)(rest[:width])
-        has_unread = rest[width]
-        heads.append(tuple(rest[width + 1 :]))
-    return dispatch, has_unread, [head for head in heads if head[0] is not None]
+    wanted = {
+        "threads": [claim.thread_id for claim in claims],
+        "dispatches": [claim.dispatch_id for claim in claims],
+        "tokens": [claim.token for claim in claims],
+    }
+    found: dict[uuid.UUID, Ending] = {}
+    for dispatch, *rest in _look(_ENDING, wanted):
+        token = dispatch.claim_token
+        if token not in found:
+            dispatch.run = loader(Run)(rest[:width])
+            found[token] = Ending(dispatch=dispatch, has_unread=rest[width], heads=[])
+        head = tuple(rest[width + 1 :])
+        if head[0] is not None:
+            found[token].heads.append(head)
+    return found
 
 
-def _look(claim: Claim, sql: str) -> list[Any]:
-    wanted = {"thread": claim.thread_id, "dispatch": claim.dispatch_id, "token": claim.token, "run": None}
-    return read(Dispatch, sql.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"), wanted)
+def _look(sql: str, params: dict[str, Any]) -> list[Any]:
+    return read(Dispatch, sql.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}"), params)
 
 
 def refuse_transaction() -> None:

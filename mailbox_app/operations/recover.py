@@ -16,7 +16,7 @@ from django.db.models import Q
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread
-from mailbox_app.operations import candidates, emit, settle
+from mailbox_app.operations import candidates, emit, ending
 from mailbox_app.states import RECLAIM
 from mailbox_app.telemetry import observe
 
@@ -94,9 +94,9 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
             reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
             worker, dispatch_id = dispatch.claimed_by, dispatch.pk
             if dispatch.cancel_requested_at is not None:
-                settle.cancel(thread, dispatch)
+                ending.cancel(thread, dispatch)
             elif dispatch.lost_count >= conf.max_lost:
-                settle.bury(thread, dispatch, code="lost", message=f"{reason}; lost {dispatch.lost_count} times")
+                ending.bury(thread, dispatch, code="lost", message=f"{reason}; lost {dispatch.lost_count} times")
             else:
                 thread.move(
                     dispatch,

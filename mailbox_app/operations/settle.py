@@ -8,33 +8,36 @@ tells it that it had won.
 import random
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, enqueue, freeze, waits
-from mailbox_app.operations.ownership import Claim, find, find_ending, has_ended, lost
+from mailbox_app.operations import append, emit, ending, enqueue, freeze, waits
+from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
     ACK,
-    DEAD_LETTER,
-    END_WAIT,
-    FINISH,
     HAND_BACK,
     NACK,
-    RETRACT,
-    STOP,
     SUSPEND,
     DispatchStatus,
-    MessageState,
     RunStatus,
 )
 
 # After the 8th failure the backoff grows no more: 2^7 of the first delay.
 _MOST_DOUBLINGS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finishing:
+    """A claim whose agent returned, with what it returned and the state it left."""
+
+    claim: Claim
+    output: Any
+    state: dict[str, Any] | None
 
 
 def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> Claim | None:
@@ -48,41 +51,36 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     None does after `max_turns`, either. What the run has not read then gets a run of its own.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch, has_unread, heads = find_ending(claim)
-        if dispatch is not None and dispatch.run.turn == claim.turn + 1:
+        found = find_endings([claim]).get(claim.token)
+        if found is not None and found.dispatch.run.turn == claim.turn + 1:
             # Its COMMIT won and the answer was lost.
-            return _claim_of_turn(claim, dispatch, list(Message.objects.read_in(claim.run_id, claim.turn + 1)))
-        dispatch = _held(claim, dispatch, DispatchStatus.ACKED, run_status=RunStatus.DONE)
-        if dispatch is None:
+            return _claim_of_turn(claim, found.dispatch, list(Message.objects.read_in(claim.run_id, claim.turn + 1)))
+        if found is None or found.dispatch.run.turn != claim.turn:
+            # Nothing, if this very claim has ended so; else it is lost.
+            _held(claim, None, DispatchStatus.ACKED, run_status=RunStatus.DONE)
             return None
-        run = dispatch.run
-        message_ids = list(run.output.get("message_ids", ()))
-        if isinstance(output, str) and output.strip():
-            message_ids.append(str(append.produced(thread=thread, run=run, content=output).pk))
-        saved = {"state": claim.state if state is None else state, "output": {"message_ids": message_ids}}
-        if saved["state"] or thread.state_run_id is not None:
-            thread.state_run_id = run.pk
-        unread = freeze.unread(thread=thread, run=run) if has_unread else []
-        if run.turn < conf.max_turns and dispatch.cancel_requested_at is None:
-            taken = freeze.select(unread, boundary=Boundary.ON_NATURAL_END, run=run)
-            if taken:
-                return _next_turn(thread, claim, dispatch, taken, saved)
-        termination = {"type": TerminationType.NATURAL_END}
-        thread.move(
-            dispatch,
-            ACK,
-            completed_at=thread.locked_at,
-            run_status=RunStatus.DONE,
-            termination=termination,
-            response=output,
-            **UNCLAIMED,
-        )
-        _end_run(thread, dispatch, Kind.RUN_FINISHED, unread, termination=termination, final_output=output, **saved)
-        if not unread:
-            # What is queued on the thread is as it was: one look fewer.
-            thread.judge(heads)
+        following = _complete(thread, claim, found, output, state)
     hints.tell(thread)
-    return None
+    return following
+
+
+def complete_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
+    """`complete` for several claims in one transaction; returns what it would, by claim token.
+
+    Left out is what is better done alone: a claim that owns nothing any more, and one whose thread somebody else holds
+    just now. Any error rolls back all of them.
+    """
+    following: dict[uuid.UUID, Claim | None] = {}
+    by_thread = {one.claim.thread_id: one for one in finished}
+    with Thread.objects.fence_some(list(by_thread)) as threads:
+        found = find_endings([by_thread[thread.pk].claim for thread in threads])
+        for thread in threads:
+            one = by_thread[thread.pk]
+            held = found.get(one.claim.token)
+            if held is not None and held.dispatch.run.turn == one.claim.turn:
+                following[one.claim.token] = _complete(thread, one.claim, held, one.output, one.state)
+    hints.tell(*threads)
+    return following
 
 
 def suspend(claim: Claim, wait: Suspended) -> None:
@@ -99,7 +97,7 @@ def suspend(claim: Claim, wait: Suspended) -> None:
         if dispatch is None:
             return
         if dispatch.cancel_requested_at is not None:
-            cancel(thread, dispatch)
+            ending.cancel(thread, dispatch)
         else:
             _wait(thread, dispatch, wait)
     hints.tell(thread)
@@ -118,10 +116,10 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
         if dispatch is None:
             return
         if dispatch.cancel_requested_at is not None:
-            cancel(thread, dispatch)
+            ending.cancel(thread, dispatch)
         elif dispatch.attempt_count + 1 >= dispatch.max_attempts:
             dispatch.attempt_count += 1
-            bury(thread, dispatch, code=code, message=message, detail=detail)
+            ending.bury(thread, dispatch, code=code, message=message, detail=detail)
         else:
             dispatch.attempt_count += 1
             delay = backoff(dispatch.attempt_count) if retry_after is None else retry_after
@@ -153,7 +151,7 @@ def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> N
             return
         # A failure uses an attempt, also the one that ends it.
         dispatch.attempt_count = min(dispatch.attempt_count + 1, dispatch.max_attempts)
-        bury(thread, dispatch, code=code, message=message, detail=detail)
+        ending.bury(thread, dispatch, code=code, message=message, detail=detail)
     hints.tell(thread)
 
 
@@ -163,7 +161,7 @@ def stopped(claim: Claim) -> None:
         dispatch = _held(claim, find(claim), DispatchStatus.CANCELLED)
         if dispatch is None:
             return
-        cancel(thread, dispatch)
+        ending.cancel(thread, dispatch)
     hints.tell(thread)
 
 
@@ -179,7 +177,7 @@ def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
             for dispatch in held:
                 settled += 1
                 if dispatch.cancel_requested_at is not None:
-                    cancel(thread, dispatch)
+                    ending.cancel(thread, dispatch)
                     continue
                 thread.move(dispatch, HAND_BACK, available_at=thread.locked_at, **UNCLAIMED)
                 thread.active_run_id = None
@@ -188,74 +186,41 @@ def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
     return settled
 
 
-def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:
-    """Make a claimed dispatch a dead letter and end its run with the error; under the fence.
-
-    Its own input that it has not read is frozen first, so that a replay reads it.
-    """
-    run = dispatch.run
-    unread = freeze.unread(thread=thread, run=run)
-    own = [message for message in unread if message.run_id == run.pk]
-    freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
-    error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
-    thread.move(
-        dispatch,
-        DEAD_LETTER,
-        completed_at=thread.locked_at,
-        attempt_count=dispatch.attempt_count,
-        lost_count=dispatch.lost_count,
-        last_error=f"{code}: {detail or message}",
-        run_status=RunStatus.DONE,
-        termination=termination,
-        error=error,
-        **UNCLAIMED,
-    )
-    _end_run(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
-
-
-def cancel(thread: Thread, dispatch: Dispatch) -> None:
-    """End a claimed dispatch and its run as cancelled; under the fence."""
-    termination = {"type": TerminationType.CANCELLED}
-    ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
-    thread.move(dispatch, STOP, **ended, **UNCLAIMED)
-    unread = freeze.unread(thread=thread, run=dispatch.run)
-    _end_run(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
-
-
-def expire_wait(thread: Thread, run: Run) -> None:
-    """End a run whose wait nobody has ended in time; under the fence, where no resume was found to be queued."""
-    run.thread = thread
-    dispatch = waits.last_dispatch(run)
-    termination = {"type": TerminationType.STOPPED, "detail": "wait_expired"}
-    unread = freeze.unread(thread=thread, run=run)
-    thread.move(run, END_WAIT, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
-    _leave(thread, dispatch, Kind.RUN_TERMINATED, unread, termination=termination)
-
-
 def backoff(failures: int) -> float:
     """Seconds until the next attempt after so many failures, with jitter from 0.8 to 1.2."""
     doubled = conf.retry_delay_seconds * 2 ** min(failures - 1, _MOST_DOUBLINGS)
     return float(min(doubled, conf.max_retry_delay_seconds) * random.uniform(0.8, 1.2))
 
 
-def _end_run(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
-    thread.move(dispatch.run, FINISH, finished_at=thread.locked_at, **outcome)
-    _leave(thread, dispatch, kind, unread, **outcome)
-
-
-def _leave(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
-    """Free the thread of a run that is done, tell how it ended, and have another run read what it has not."""
+def _complete(thread: Thread, claim: Claim, held: Ending, output: Any, state: dict[str, Any] | None) -> Claim | None:
+    dispatch = held.dispatch
     run = dispatch.run
-    thread.active_run_id = thread.open_run_id = None
-    facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
-    emit.of_dispatch(thread, kind, dispatch, **facts)
-    for message in unread:
-        # It was for this run and no other.
-        if message.target_run_id == run.pk and not message.fallback and message.state == MessageState.PENDING:
-            thread.move(message, RETRACT, retract_reason="target_ended")
-            thread.pending_revision += 1
-            emit.message_retracted(thread, message, run)
-    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)
+    message_ids = list(run.output.get("message_ids", ()))
+    if isinstance(output, str) and output.strip():
+        message_ids.append(str(append.produced(thread=thread, run=run, content=output).pk))
+    saved = {"state": claim.state if state is None else state, "output": {"message_ids": message_ids}}
+    if saved["state"] or thread.state_run_id is not None:
+        thread.state_run_id = run.pk
+    unread = freeze.unread(thread=thread, run=run) if held.has_unread else []
+    if run.turn < conf.max_turns and dispatch.cancel_requested_at is None:
+        taken = freeze.select(unread, boundary=Boundary.ON_NATURAL_END, run=run)
+        if taken:
+            return _next_turn(thread, claim, dispatch, taken, saved)
+    termination = {"type": TerminationType.NATURAL_END}
+    thread.move(
+        dispatch,
+        ACK,
+        completed_at=thread.locked_at,
+        run_status=RunStatus.DONE,
+        termination=termination,
+        response=output,
+        **UNCLAIMED,
+    )
+    ending.finish(thread, dispatch, Kind.RUN_FINISHED, unread, termination=termination, final_output=output, **saved)
+    if not unread:
+        # What is queued on the thread is as it was: one look fewer.
+        thread.judge(held.heads)
+    return None
 
 
 def _next_turn(

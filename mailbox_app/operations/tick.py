@@ -10,7 +10,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import NotScheduled, RunNotFound
 from mailbox_app.models import Dispatch, Kind, Run, Thread
-from mailbox_app.operations import emit, inputs, settle
+from mailbox_app.operations import emit, ending, inputs
 from mailbox_app.states import LIVE_DISPATCH
 
 
@@ -41,7 +41,7 @@ def _expire_on(thread_id: uuid.UUID) -> int:
             run = Run.objects.overdue().exclude(_goes_on()).filter(thread=thread).first()
             if run is None:
                 return 0
-            settle.expire_wait(thread, run)
+            ending.expire_wait(thread, run)
     for thread in threads:
         hints.tell(thread)
     return len(threads)

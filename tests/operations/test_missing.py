@@ -1,16 +1,14 @@
 """missing: work no live worker can run is stamped, cleared when one can, and at last ended; in bounded looks."""
 
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.db.models.functions import Now
 
-from mailbox_app.models import AgentRegistration, Dispatch, Thread
-from mailbox_app.operations import candidates, missing, settle
+from mailbox_app.models import AgentRegistration, Dispatch
+from mailbox_app.operations import missing, settle
 from mailbox_app.operations.settle import hand_back
 from tests import given
 from tests.operations import scene
@@ -169,41 +167,3 @@ def test_looks_go_on_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -
     given.registration()
     assert sum(missing.note() for _ in range(6)) == 6
     assert stamped() == 0
-
-
-# 100,000 due threads of an agent that is missing, each with its run and dispatch.
-MANY = """
-    INSERT INTO mailbox_thread (id, scope, title, metadata, epoch, last_seq, last_cursor, pruned_cursor, next_order,
-        claim_count, pending_revision, due_at, due_priority, due_queue, due_agent, due_version, blocked_reason)
-    SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'acme', '', '{}', 0, 0, 0, 0, 2, 0, 1,
-        now() - n * interval '1 second', 128, 'mailbox.default', 'gone-' || n % 2, '', ''
-    FROM generate_series(1, 100000) AS n;
-    INSERT INTO mailbox_run (id, scope, thread_id, agent, code_version, config_version, status, turn, "order", input,
-        output, activation, state, resumes, steps, input_tokens, output_tokens)
-    SELECT id, 'acme', id, due_agent, '', '', 'created', 1, 1, '{}', '{}', '{}', '{}', '[]', 0, 0, 0
-    FROM mailbox_thread;
-    INSERT INTO mailbox_dispatch (id, thread_id, run_id, agent, version_key, queue, priority, "order", epoch, status,
-        available_at, attempt_count, lost_count, max_attempts, last_error, claimed_by, resolution)
-    SELECT id, id, id, due_agent, '', 'mailbox.default', 128, 1, 0, 'queued', due_at, 0, 0, 5, '', '', ''
-    FROM mailbox_thread;
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # the rows are written, and deleted, one by one
-def test_a_look_at_a_hundred_thousand_threads_of_missing_agents_costs_a_window_of_each() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(MANY)
-        cursor.execute("ANALYZE mailbox_thread; ANALYZE mailbox_dispatch")
-    assert Thread.objects.due("mailbox.default").count() == 100_000
-    assert missing.note() == 2 * missing._WINDOW
-    Dispatch.objects.update(unrunnable_since=Now())
-    began = time.monotonic()
-    for _ in range(3):
-        assert missing.note() == 0
-    assert (time.monotonic() - began) / 3 < 0.25
-    with connection.cursor() as cursor:
-        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + candidates.DUE_LANES)
-        plan = cursor.fetchone()[0][0]["Plan"]
-    assert plan["Actual Rows"] == 2
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100

@@ -139,8 +139,8 @@ def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
 
 
 def test_a_claim_finds_head_and_run_by_index() -> None:
-    sql = claim._HEAD.replace("{columns}", "dispatch.*, run.*")
-    assert_uses("dispatch_head", (sql, {"thread": a_thread().pk, "open": None}))
+    sql = claim._HEADS.replace("{columns}", "dispatch.*, run.*")
+    assert_uses("dispatch_head", (sql, {"threads": [a_thread().pk], "open": [None]}), sorts=True)
 
 
 def test_a_worker_proves_its_claim_in_one_probe() -> None:
@@ -150,17 +150,20 @@ def test_a_worker_proves_its_claim_in_one_probe() -> None:
 
 
 def test_what_a_fence_writes_is_found_by_primary_key() -> None:
-    writes = Writes()
-    writes.change(a_thread(), {"last_seq": 1})
     sent = []
 
     def look(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         sent.append((sql, params))
         return execute(sql, params, many, context)
 
-    with connection.execute_wrapper(look):
-        writes.flush()
-    assert_uses("mailbox_thread_pkey", sent[0], sorts=True)
+    for count in (1, 4, 16):
+        writes = Writes()
+        for thread in Thread.objects.filter(due_at__isnull=False)[:count]:
+            writes.change(thread, {"last_seq": 1})
+        with connection.execute_wrapper(look):
+            writes.flush()
+    for statement in sent:
+        assert_uses("mailbox_thread_pkey", statement, sorts=True)
 
 
 def test_the_tick_reads_what_wakes_by_now_in_order() -> None:
@@ -201,7 +204,7 @@ def test_the_sweep_finds_what_no_worker_can_run_among_what_is_stamped_alone() ->
 
 def test_a_run_s_pending_messages_are_read_in_order() -> None:
     sql = freeze._READABLE.replace("{columns}", "message.*")
-    look = sql, {"thread": a_thread().pk, "run": uuid.uuid4()}
+    look = sql, {"threads": [a_thread().pk], "runs": [uuid.uuid4()]}
     assert_uses("message_pending", look, sorts=True)
     assert_uses("message_barrier", look, sorts=True)
     scans = [node for node in explain(*look) if node.get("Index Name") == "message_pending"]
@@ -241,8 +244,9 @@ def test_waits_that_are_over_are_found_among_what_waits() -> None:
 
 def test_a_completion_looks_for_what_is_unread_by_index() -> None:
     sql = ownership._ENDING.replace("{columns}", "dispatch.*, run.*")
-    params = {"thread": a_thread().pk, "dispatch": uuid.uuid4(), "token": uuid.uuid4(), "run": None}
+    params = {"threads": [a_thread().pk], "dispatches": [uuid.uuid4()], "tokens": [uuid.uuid4()]}
     assert_uses("message_pending", (sql, params), sorts=True)
+    assert_uses("dispatch_one_claimed_per_thread", (sql, params), sorts=True)
 
 
 def test_gc_finds_what_is_past_its_retention() -> None:

@@ -1,0 +1,73 @@
+"""End a run, under the fence of its thread: what every verb that ends one writes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mailbox_app.models import UNCLAIMED, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
+from mailbox_app.operations import emit, enqueue, freeze, waits
+from mailbox_app.states import DEAD_LETTER, END_WAIT, FINISH, RETRACT, STOP, MessageState, RunStatus
+
+
+def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:
+    """Make a claimed dispatch a dead letter and end its run with the error; under the fence.
+
+    Its own input that it has not read is frozen first, so that a replay reads it.
+    """
+    run = dispatch.run
+    unread = freeze.unread(thread=thread, run=run)
+    own = [message for message in unread if message.run_id == run.pk]
+    freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
+    error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
+    thread.move(
+        dispatch,
+        DEAD_LETTER,
+        completed_at=thread.locked_at,
+        attempt_count=dispatch.attempt_count,
+        lost_count=dispatch.lost_count,
+        last_error=f"{code}: {detail or message}",
+        run_status=RunStatus.DONE,
+        termination=termination,
+        error=error,
+        **UNCLAIMED,
+    )
+    finish(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
+
+
+def cancel(thread: Thread, dispatch: Dispatch) -> None:
+    """End a claimed dispatch and its run as cancelled; under the fence."""
+    termination = {"type": TerminationType.CANCELLED}
+    ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
+    thread.move(dispatch, STOP, **ended, **UNCLAIMED)
+    unread = freeze.unread(thread=thread, run=dispatch.run)
+    finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
+
+
+def expire_wait(thread: Thread, run: Run) -> None:
+    """End a run whose wait nobody has ended in time; under the fence, where no resume was found to be queued."""
+    run.thread = thread
+    dispatch = waits.last_dispatch(run)
+    termination = {"type": TerminationType.STOPPED, "detail": "wait_expired"}
+    unread = freeze.unread(thread=thread, run=run)
+    thread.move(run, END_WAIT, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
+    _leave(thread, dispatch, Kind.RUN_TERMINATED, unread, termination=termination)
+
+
+def finish(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
+    """End the run of a dispatch that has ended; under the fence. `unread`: what it has not read, of `freeze.unread`."""
+    thread.move(dispatch.run, FINISH, finished_at=thread.locked_at, **outcome)
+    _leave(thread, dispatch, kind, unread, **outcome)
+
+
+def _leave(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:
+    """Free the thread of a run that is done, tell how it ended, and have another run read what it has not."""
+    run = dispatch.run
+    thread.active_run_id = thread.open_run_id = None
+    facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
+    emit.of_dispatch(thread, kind, dispatch, **facts)
+    for message in unread:
+        # It was for this run and no other.
+        if message.target_run_id == run.pk and not message.fallback and message.state == MessageState.PENDING:
+            thread.move(message, RETRACT, retract_reason="target_ended")
+            thread.pending_revision += 1
+            emit.message_retracted(thread, message, run)
+    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)
