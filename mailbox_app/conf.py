@@ -44,7 +44,10 @@ class Settings:
         86_400.0, "how long work that no live worker can run is kept before it is a dead letter", least=0
     )
     claim_budget_seconds: float = _setting(
-        1.0, "how long one wake-up goes on claiming before it passes the signal on", least=0
+        5.0,
+        "how long one wake-up goes on claiming before it passes the signal on; another queue of the same worker may "
+        "have to wait so long for a slot",
+        least=0,
     )
     max_async_runs: int = _setting(
         100, "runs of async agents on the event loop of one worker process (not of a prefork child: one)", least=1

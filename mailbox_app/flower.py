@@ -20,8 +20,10 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.telemetry import observe, observed
 
-# Events of one message to the broker.
+# Events of one message to the broker, and how long the first of them waits for the others: a message costs as much as a
+# run does.
 _BATCH = 100
+_GATHER_SECONDS = 0.2
 # Events that wait while the broker is slow; what comes on top is dropped.
 _MOST_WAITING = 2_000
 # Received, started and its end.
@@ -37,6 +39,7 @@ class Flower:
         self._pid = 0
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
+        self._is_hurried = False
         self._shown: dict[uuid.UUID, float] = {}
         self._allowed, self._allowed_at = 0.0, 0.0
 
@@ -55,7 +58,12 @@ class Flower:
         if self._pid != os.getpid():
             return True
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
+            self._is_hurried = True
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self._waiting, timeout=seconds)
+            finally:
+                self._is_hurried = False
 
     def _hear(self, name: str, fields: dict[str, Any], **_: Any) -> None:
         if name == "dispatch.moved":
@@ -110,15 +118,23 @@ class Flower:
         with self._changed:
             is_full = len(self._waiting) + len(events) > _MOST_WAITING
             if not is_full:
+                was_empty = not self._waiting
                 self._waiting.extend((worker, {"timestamp": now, **event}) for event in events)
-                self._changed.notify_all()
+                if was_empty or len(self._waiting) >= _BATCH:
+                    self._changed.notify_all()
         if is_full:
             _drop("full", len(events))
+
+    def _is_enough(self) -> bool:
+        return self._is_hurried or len(self._waiting) >= _BATCH
 
     def _send_forever(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(
+                    lambda: self._is_hurried or len(self._waiting) >= _BATCH, timeout=_GATHER_SECONDS
+                )
                 batch = [self._waiting[index] for index in range(min(_BATCH, len(self._waiting)))]
             # A message is in the name of one worker.
             worker = batch[0][0]

@@ -107,7 +107,7 @@ class Activation:
             self._has_ended = True
             outcome = self._judged(agent_outcome)
             if outcome is not None:
-                _, following = tell(self.claim, outcome)
+                _, following = tell(self.claim, outcome, together=self._places is not None and self._places.are_many)
         return outcome, following
 
     def _judged(self, outcome: Outcome) -> Outcome | None:

@@ -19,7 +19,6 @@ from mailbox_app.execution import runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
 from mailbox_app.execution.together import Together
-from mailbox_app.models import Thread
 from mailbox_app.operations import candidates, claim, settle
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.telemetry import observe
@@ -82,7 +81,7 @@ class Executor:
         ran, pause, stop_at = 0, _FIRST_PAUSE_SECONDS, time.monotonic() + conf.claim_budget_seconds
         while True:
             if self.is_leaving:
-                if Thread.objects.due(queue).first() is not None:
+                if candidates.has_due(queue):
                     self._pass_on(queue)
                 return ran
             is_full, taken = self._claim(queue, worker, own_process)
@@ -97,7 +96,7 @@ class Executor:
                     self._pass_on(queue)
                 return ran
             if time.monotonic() >= stop_at:
-                if taken.has_more or Thread.objects.due(queue).first() is not None:
+                if taken.has_more or candidates.has_due(queue):
                     hints.wake(queue)
                 return ran
             if not taken.claims:
@@ -134,19 +133,19 @@ class Executor:
         is_full = not own_process and not is_seated
         keeps_seat = False
         try:
-            taken = self._claims(queue, worker, is_full)(uuid.uuid4())
+            taken = self._claim_one(queue, worker, is_full)
             keeps_seat = any(catalogue.is_async(one.agent) for one in taken.claims)
         finally:
             if is_seated and not keeps_seat:
                 self._seats.leave()
         return is_full, taken
 
-    def _claims(self, queue: str, worker: str, is_full: bool) -> Together[uuid.UUID, claim.Claimed]:
-        key = (queue, is_full)
-        if key not in self._claiming:
-            claiming = functools.partial(_claim_some, queue=queue, worker=worker, is_full=is_full)
-            self._claiming.setdefault(key, Together(claiming, most=_MOST_TOGETHER))
-        return self._claiming[key]
+    def _claim_one(self, queue: str, worker: str, is_full: bool) -> claim.Claimed:
+        token = uuid.uuid4()
+        claiming = functools.partial(_claim_some, queue=queue, worker=worker, is_full=is_full)
+        if not self._slots.are_many:
+            return claiming([token])[0]
+        return self._claiming.setdefault((queue, is_full), Together(claiming, most=_MOST_TOGETHER))(token)
 
     def _execute(self, one: Claim, own_process: bool) -> None:
         if own_process or not catalogue.is_async(one.agent):

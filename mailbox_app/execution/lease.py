@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -53,6 +54,8 @@ class LeaseKeeper:
         self._threads: dict[str, threading.Thread] = {}
         self._endings = Pool("mailbox-time-limit", lambda: _ENDINGS)
         self._pid = 0
+        # When the watching thread looks next (monotonic), and whether the renewing one has nothing to renew.
+        self._looks_at, self._is_idle = math.inf, True
 
     @property
     def tokens(self) -> list[uuid.UUID]:
@@ -78,7 +81,9 @@ class LeaseKeeper:
         with self._changed:
             self._start()
             self._held[claim.token] = held
-            self._changed.notify_all()
+            # Both threads look by themselves soon enough, but for what is due sooner, and for the first of all.
+            if min(held.lease_ends, held.times_out) < self._looks_at or self._is_idle:
+                self._changed.notify_all()
         try:
             yield
         finally:
@@ -93,6 +98,7 @@ class LeaseKeeper:
         """Start the threads in this process; a forked child has inherited none."""
         if self._pid != os.getpid():
             self._pid, self._held, self._threads = os.getpid(), {}, {}
+            self._looks_at, self._is_idle = math.inf, True
         for name, work in (("mailbox-lease-keeper", self._renew_forever), ("mailbox-lease-watch", self._watch_forever)):
             if name not in self._threads or not self._threads[name].is_alive():
                 self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
@@ -102,7 +108,9 @@ class LeaseKeeper:
         while True:
             with self._changed:
                 ends = [end for held in self._held.values() for end in (held.lease_ends, held.times_out)]
-                self._changed.wait(timeout=min(max(0.0, min(ends) - time.monotonic()), _LOOK_SECONDS) if ends else None)
+                now = time.monotonic()
+                self._looks_at = min(*ends, now + _LOOK_SECONDS) if ends else math.inf
+                self._changed.wait(timeout=max(0.0, self._looks_at - now) if ends else None)
                 held_now = list(self._held.values())
             now = time.monotonic()
             for held in held_now:
@@ -115,7 +123,9 @@ class LeaseKeeper:
         while True:
             with self._changed:
                 while not self._held:
+                    self._is_idle = True
                     self._changed.wait()
+                self._is_idle = False
             has_renewed = True
             while self._held:
                 # After a failure try again soon: the lease has two thirds left.

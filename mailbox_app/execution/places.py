@@ -31,6 +31,11 @@ class Places:
     def taken(self) -> int:
         return self._taken
 
+    @property
+    def are_many(self) -> bool:
+        """Whether several runs may be executed at the same time."""
+        return self._count() > 1
+
     def take(self) -> bool:
         """Take a place; False when none is free."""
         with self._changing:

@@ -20,16 +20,17 @@ from mailbox_app.telemetry import observe
 _MOST_TOGETHER = 32
 
 
-def tell(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
+def tell(claim: Claim, outcome: Outcome, *, together: bool = False) -> tuple[bool, Claim | None]:
     """Settle the claim by this outcome, trying again and again while the lease may last.
 
-    Returns whether the claim was still ours to settle, and the next turn's claim if there is one.
+    Returns whether the claim was still ours to settle, and the next turn's claim if there is one. `together`: with what
+    other threads of this process have to settle just now.
 
     A settle that already won, but whose answer was lost with the connection, recognises itself.
     """
     give_up_at = time.monotonic() + conf.lease_seconds
     pause = 0.05
-    if isinstance(outcome, Finished):
+    if together and isinstance(outcome, Finished):
         settled = _complete(Finishing(claim=claim, output=outcome.output, state=outcome.state))
         if settled is not None:
             return True, settled[0]
@@ -55,8 +56,6 @@ def tell(claim: Claim, outcome: Outcome) -> tuple[bool, Claim | None]:
 
 def _complete_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | None]:
     """Settle those that can be settled together: (the next turn's claim,); None: to be settled alone."""
-    if len(finished) == 1:
-        return [None]
     try:
         following = settle.complete_some(finished)
     except Exception as error:  # what it was, each will find out for itself

@@ -4,65 +4,52 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+from mailbox_app.execution.pool import Pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-class _Call(Generic[Item, Result]):
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        self.is_done = False
-        self.results: list[Result] = []
-        # Held until the call is done, or its thread is to lead.
-        self.turn = threading.Lock()
-        self.turn.acquire()
+# One thread for all functions of a process, and so one connection, on which all their statements are planned already.
+# What comes while it is busy is company for what comes next.
+_thread = Pool("mailbox-together", lambda: 1)
 
 
 class Together(Generic[Item, Result]):
     """A function of many items, called with one: what comes while a call is under way waits, and goes with the next.
 
     Nobody waits for company: who comes first, goes alone. `do` returns a result for each item, in their order, and is
-    called in the thread of one of the callers, in no caller's context. Should it raise, that one caller gets the error,
-    and each of the others calls it again for itself.
+    called in another thread, in nobody's context. It must not wait for what somebody else holds. Should it raise, each
+    caller gets the error.
     """
 
     def __init__(self, do: Callable[[Sequence[Item]], Sequence[Result]], *, most: int) -> None:
         self._do, self._most = do, most
         self._changing = threading.Lock()
-        self._waiting: deque[_Call[Item, Result]] = deque()
-        self._is_led = False
+        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     def __call__(self, item: Item) -> Result:
-        """The item's result, and whatever `do` raises."""
-        call = _Call[Item, Result](item)
+        """The item's result, and whatever `do` raises; RuntimeError when no thread can be had."""
+        future: Future[Result] = Future()
         with self._changing:
-            self._waiting.append(call)
-            must_wait, self._is_led = self._is_led, True
-        if must_wait:
-            call.turn.acquire()
-        if not call.is_done:
-            self._lead(call)
-        return call.results[0] if call.results else self._do([item])[0]
+            is_first = not self._waiting
+            self._waiting.append((item, future))
+        if is_first:
+            contextvars.Context().run(_thread.submit, self._do_some)
+        return future.result()
 
-    def _lead(self, own: _Call[Item, Result]) -> None:
-        """Do what waits, this call first: it has waited longest."""
+    def _do_some(self) -> None:
         with self._changing:
             calls = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            if self._waiting:
+                contextvars.Context().run(_thread.submit, self._do_some)
         try:
-            items = [call.item for call in calls]
-            # Alone, it is done under the caller's own name.
-            results = self._do(items) if len(calls) == 1 else contextvars.Context().run(self._do, items)
-            for call, result in zip(calls, results, strict=True):
-                call.results.append(result)
-        finally:
-            with self._changing:
-                self._is_led = bool(self._waiting)
-                following = self._waiting[0] if self._waiting else None
-            if following is not None:
-                following.turn.release()
-            for call in calls:
-                call.is_done = True
-                if call is not own:
-                    call.turn.release()
+            results = self._do([item for item, _ in calls])
+        except BaseException as error:
+            for _, future in calls:
+                future.set_exception(error)
+        else:
+            for (_, future), result in zip(calls, results, strict=True):
+                future.set_result(result)

@@ -94,6 +94,12 @@ DUE_LANES = """
     SELECT due_queue, due_agent FROM lane
 """
 
+# In the order of an index: the first row without one could be looked for in the whole table.
+HAS_DUE = """
+    SELECT id FROM mailbox_thread WHERE due_queue = %(queue)s AND due_at IS NOT NULL
+    ORDER BY due_queue, due_agent LIMIT 1
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runnable:
@@ -145,6 +151,11 @@ def are_due(*, queue: str, agents: Collection[str]) -> bool:
         return False
     params = lanes(queue, Runnable.of(agents)) | {"width": 1, "without": []}
     return bool(ask(f"{_CANDIDATES} SELECT id FROM candidate", params))
+
+
+def has_due(queue: str) -> bool:
+    """Whether the queue has due work, for whomever."""
+    return bool(ask(HAS_DUE, {"queue": queue}))
 
 
 def due_lanes() -> list[tuple[str, str]]:

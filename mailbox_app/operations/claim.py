@@ -163,8 +163,7 @@ def _claim_some(
         raise
     except Exception as error:  # what all of them wrote together was refused
         raise _Unclaimable(threads[0].pk if len(threads) == 1 else None, error) from error
-    for thread in threads:
-        hints.tell(thread)
+    hints.tell(*threads)
     return threads, claims, waiting
 
 

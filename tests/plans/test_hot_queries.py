@@ -187,6 +187,7 @@ def test_a_renewal_looks_among_claims_alone() -> None:
 
 def test_whether_a_queue_has_due_work_is_one_probe() -> None:
     assert_uses("thread_due", Thread.objects.due("mailbox.default")[:1])
+    assert_uses("thread_due", (candidates.HAS_DUE, {"queue": "mailbox.default"}))
 
 
 def test_which_agents_have_due_work_is_one_probe_each() -> None:

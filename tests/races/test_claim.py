@@ -171,3 +171,13 @@ def test_a_head_that_comes_due_while_the_flag_is_judged_is_not_forgotten(moment:
         assert scene.flag(posted) == scene.WAKING
         assert tick.promote() == 1
     assert scene.flag(posted) == scene.DUE
+
+
+def test_who_ends_with_others_waits_for_nobody_s_thread() -> None:
+    held, free = scene.posted_and_taken(), scene.posted_and_taken()
+    with transaction.atomic():
+        Thread.objects.lock([held.thread_id])
+        together = [settle.Finishing(claim=one, output="done", state=None) for one in (held, free)]
+        assert start(settle.complete_some, together).result(timeout=20) == {free.token: None}
+    assert (scene.run(held).status, scene.run(free).final_output) == ("running", "done")
+    assert settle.complete_some(together[:1]) == {held.token: None}

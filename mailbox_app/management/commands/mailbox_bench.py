@@ -46,7 +46,7 @@ class Command(BaseCommand):
         parser.add_argument("--rounds", type=int, default=3, help="times each scenario runs; medians are reported")
         parser.add_argument("--scale", type=float, default=1.0, help="multiplies the counts")
         parser.add_argument("--pool", choices=("threads", "prefork"), default="threads")
-        parser.add_argument("--concurrency", type=int, default=4, help="slots of each worker process")
+        parser.add_argument("--concurrency", type=int, default=16, help="slots of each worker process")
         parser.add_argument("--workers", type=int, default=2, help="worker processes")
         parser.add_argument("--only", action="append", default=[], help="scenario to run; may be repeated")
         parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
