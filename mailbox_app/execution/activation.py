@@ -32,16 +32,19 @@ class Activation:
     """A claim that is being executed. One of two ends it, the agent or its time limit; the other changes nothing.
 
     `own_process`: this process runs one agent at a time and may be killed (prefork). Else a run past its limit is
-    settled without its code, which keeps its place among `places` until it returns.
+    settled without its code, which keeps its place among `places` until it returns. `looks_next`: whoever executes it
+    looks for work on its queue next.
     """
 
-    def __init__(self, claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None) -> None:
+    def __init__(
+        self, claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None, looks_next: bool
+    ) -> None:
         self.claim, self.own_process = claim, own_process
         self.spec = catalogue.find(claim.agent)
         self.context = Context(claim)
         self.is_async = self.spec is not None and self.spec.is_async
         self.limit = float((self.spec.timeout_seconds if self.spec else None) or conf.timeout_seconds)
-        self._keeper, self._places = keeper, places
+        self._keeper, self._places, self._looks_next = keeper, places, looks_next
         # The other end must not kill a process that has gone on.
         self._ending, self._has_ended = threading.Lock(), False
         self._task: asyncio.Task[object] | None = None
@@ -107,7 +110,8 @@ class Activation:
             self._has_ended = True
             outcome = self._judged(agent_outcome)
             if outcome is not None:
-                _, following = tell(self.claim, outcome, together=self._places is not None and self._places.are_many)
+                are_many = self._places is not None and self._places.are_many
+                _, following = tell(self.claim, outcome, together=are_many, looks_next=self._looks_next)
         return outcome, following
 
     def _judged(self, outcome: Outcome) -> Outcome | None:

@@ -34,7 +34,7 @@ _tidying: set[asyncio.Task[Any]] = set()
 
 
 def run(claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Places | None = None) -> None:
-    """Execute a claimed dispatch to its end, turn by turn."""
+    """Execute a claimed dispatch to its end, turn by turn; the caller looks for work on its queue next."""
     turn: Claim | None = claim
     while turn is not None:
         turn = run_turn(turn, keeper=keeper, own_process=own_process, places=places)
@@ -49,7 +49,7 @@ def run_turn(claim: Claim, *, keeper: LeaseKeeper, own_process: bool, places: Pl
     at a time and may be killed (prefork); its time limit is enforced. A thread cannot be killed: a run past its limit
     is settled without it, its verbs raise from then on, and its place among `places` is abandoned until it returns.
     """
-    activation = Activation(claim, keeper=keeper, own_process=own_process, places=places)
+    activation = Activation(claim, keeper=keeper, own_process=own_process, places=places, looks_next=True)
     with activation.held():
         with _hard_limit(activation.limit + _HARD_LIMIT_GRACE_SECONDS, enforced=own_process):
             if activation.is_async:
@@ -66,7 +66,8 @@ def begin(claim: Claim, *, keeper: LeaseKeeper, places: Places, on_end: Callable
 
     `on_end` is called when its place is free again, in a thread where it may wait for a broker.
     """
-    loop.spawn(_execute_beside(claim, partial(Activation, keeper=keeper, own_process=False, places=places), on_end))
+    activate = partial(Activation, keeper=keeper, own_process=False, places=places, looks_next=False)
+    loop.spawn(_execute_beside(claim, activate, on_end))
 
 
 async def _execute_beside(claim: Claim, activate: Callable[[Claim], Activation], on_end: Callable[[], None]) -> None:

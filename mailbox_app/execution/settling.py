@@ -20,23 +20,25 @@ from mailbox_app.telemetry import observe
 _MOST_TOGETHER = 32
 
 
-def tell(claim: Claim, outcome: Outcome, *, together: bool = False) -> tuple[bool, Claim | None]:
+def tell(
+    claim: Claim, outcome: Outcome, *, together: bool = False, looks_next: bool = False
+) -> tuple[bool, Claim | None]:
     """Settle the claim by this outcome, trying again and again while the lease may last.
 
     Returns whether the claim was still ours to settle, and the next turn's claim if there is one. `together`: with what
-    other threads of this process have to settle just now.
+    other threads of this process have to settle just now. `looks_next`: see `Finishing`.
 
     A settle that already won, but whose answer was lost with the connection, recognises itself.
     """
     give_up_at = time.monotonic() + conf.lease_seconds
     pause = 0.05
     if together and isinstance(outcome, Finished):
-        settled = _complete(Finishing(claim=claim, output=outcome.output, state=outcome.state))
+        settled = _finish(_finishing(claim, outcome, looks_next))
         if settled is not None:
             return True, settled[0]
     while True:
         try:
-            return True, _settle(claim, outcome)
+            return True, _settle(claim, outcome, looks_next)
         except LeaseLost:
             observe(
                 "settle.refused",
@@ -54,10 +56,14 @@ def tell(claim: Claim, outcome: Outcome, *, together: bool = False) -> tuple[boo
             pause = min(2 * pause, 2.0)
 
 
-def _complete_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | None]:
+def _finishing(claim: Claim, outcome: Finished, looks_next: bool) -> Finishing:
+    return Finishing(claim=claim, output=outcome.output, state=outcome.state, looks_next=looks_next)
+
+
+def _finish_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | None]:
     """Settle those that can be settled together: (the next turn's claim,); None: to be settled alone."""
     try:
-        following = settle.complete_some(finished)
+        following = settle.finish_some(finished)
     except Exception as error:  # what it was, each will find out for itself
         observe("settle.parted", level=logging.WARNING, claims=len(finished), error=type(error).__name__)
         connection.close()
@@ -66,10 +72,10 @@ def _complete_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | 
     return [(following[token],) if token in following else None for token in tokens]
 
 
-def _settle(claim: Claim, outcome: Outcome) -> Claim | None:
+def _settle(claim: Claim, outcome: Outcome, looks_next: bool) -> Claim | None:
     match outcome:
         case Finished():
-            return settle.complete(claim, output=outcome.output, state=outcome.state)
+            return settle.finish(_finishing(claim, outcome, looks_next))
         case outcomes.Suspended():
             settle.suspend(claim, outcome)
         case Retry():
@@ -83,4 +89,4 @@ def _settle(claim: Claim, outcome: Outcome) -> Claim | None:
     return None
 
 
-_complete = Together(_complete_some, most=_MOST_TOGETHER)
+_finish = Together(_finish_some, most=_MOST_TOGETHER)

@@ -33,14 +33,23 @@ _MOST_DOUBLINGS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Finishing:
-    """A claim whose agent returned, with what it returned and the state it left."""
+    """A claim whose agent returned, with what it returned and the state it left.
+
+    `looks_next`: whoever ends it looks for more work of the same queue and agent, so that nobody is woken for that.
+    """
 
     claim: Claim
-    output: Any
-    state: dict[str, Any] | None
+    output: Any = None
+    state: dict[str, Any] | None = None
+    looks_next: bool = False
 
 
 def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> Claim | None:
+    """`finish`, for who does not look for work next."""
+    return finish(Finishing(claim=claim, output=output, state=state))
+
+
+def finish(one: Finishing) -> Claim | None:
     """The agent returned: record its output and end the run, or begin its next turn with what it may read now.
 
     1. prove the claim; 2. a text becomes an assistant message; 3. look for input; 4. there is some: save the state,
@@ -50,6 +59,7 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
     A cancellation that came while the agent was finishing came too late: the completion stands, but no turn follows.
     None does after `max_turns`, either. What the run has not read then gets a run of its own.
     """
+    claim = one.claim
     with Thread.objects.fence(claim.thread_id) as thread:
         found = find_endings([claim]).get(claim.token)
         if found is not None and found.dispatch.run.turn == claim.turn + 1:
@@ -59,13 +69,13 @@ def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None =
             # Nothing, if this very claim has ended so; else it is lost.
             _held(claim, None, DispatchStatus.ACKED, run_status=RunStatus.DONE)
             return None
-        following = _complete(thread, claim, found, output, state)
-    hints.tell(thread)
+        following = _finish(thread, one, found)
+    _tell(thread, one)
     return following
 
 
-def complete_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
-    """`complete` for several claims in one transaction; returns what it would, by claim token.
+def finish_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
+    """`finish` for several claims in one transaction; returns what it would, by claim token.
 
     Left out is what is better done alone: a claim that owns nothing any more, and one whose thread somebody else holds
     just now. Any error rolls back all of them.
@@ -78,8 +88,9 @@ def complete_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None
             one = by_thread[thread.pk]
             held = found.get(one.claim.token)
             if held is not None and held.dispatch.run.turn == one.claim.turn:
-                following[one.claim.token] = _complete(thread, one.claim, held, one.output, one.state)
-    hints.tell(*threads)
+                following[one.claim.token] = _finish(thread, one, held)
+    for thread in threads:
+        _tell(thread, by_thread[thread.pk])
     return following
 
 
@@ -192,13 +203,21 @@ def backoff(failures: int) -> float:
     return float(min(doubled, conf.max_retry_delay_seconds) * random.uniform(0.8, 1.2))
 
 
-def _complete(thread: Thread, claim: Claim, held: Ending, output: Any, state: dict[str, Any] | None) -> Claim | None:
-    dispatch = held.dispatch
+def _tell(thread: Thread, one: Finishing) -> None:
+    """Wake a worker for what has become due on the thread, unless its own looks for that very kind of work next."""
+    is_alike = (thread.due_queue, thread.due_agent, thread.due_version) == (one.claim.queue, one.claim.agent, "")
+    if not (one.looks_next and is_alike):
+        hints.tell(thread)
+
+
+def _finish(thread: Thread, one: Finishing, held: Ending) -> Claim | None:
+    claim, dispatch, output = one.claim, held.dispatch, one.output
     run = dispatch.run
     message_ids = list(run.output.get("message_ids", ()))
     if isinstance(output, str) and output.strip():
         message_ids.append(str(append.produced(thread=thread, run=run, content=output).pk))
-    saved = {"state": claim.state if state is None else state, "output": {"message_ids": message_ids}}
+    state = claim.state if one.state is None else one.state
+    saved = {"state": state, "output": {"message_ids": message_ids}}
     if saved["state"] or thread.state_run_id is not None:
         thread.state_run_id = run.pk
     unread = freeze.unread(thread=thread, run=run) if held.has_unread else []

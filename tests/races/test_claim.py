@@ -177,7 +177,7 @@ def test_who_ends_with_others_waits_for_nobody_s_thread() -> None:
     held, free = scene.posted_and_taken(), scene.posted_and_taken()
     with transaction.atomic():
         Thread.objects.lock([held.thread_id])
-        together = [settle.Finishing(claim=one, output="done", state=None) for one in (held, free)]
-        assert start(settle.complete_some, together).result(timeout=20) == {free.token: None}
+        together = [settle.Finishing(claim=one, output="done") for one in (held, free)]
+        assert start(settle.finish_some, together).result(timeout=20) == {free.token: None}
     assert (scene.run(held).status, scene.run(free).final_output) == ("running", "done")
-    assert settle.complete_some(together[:1]) == {held.token: None}
+    assert settle.finish_some(together[:1]) == {held.token: None}
