@@ -1,6 +1,8 @@
 """A healthy system gives no finding, in whatever state its rows are; also while it works."""
 
+import functools
 import itertools
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,12 +13,14 @@ from django.db.models.functions import Now
 
 from mailbox_app.doctor import examine, running, schema, walk
 from mailbox_app.doctor.findings import Report
-from mailbox_app.models import Dispatch, Event, Message, Outbox, Run, Thread
-from mailbox_app.operations import cancel, deliver, prune, recover, replay, resume, settle, submit, threads, tick
+from mailbox_app.models import Dispatch, Event, Message, Run, Thread
+from mailbox_app.operations import cancel, claim, prune, recover, replay, resume, settle, submit, threads, tick
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.settle import hand_back
 from tests import given
 from tests.operations import scene
+from tests.operations.test_deliver import send
+from tests.races.actors import crew, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -60,13 +64,13 @@ def claimed() -> None:
 
 
 def claimed_with_more_behind() -> None:
-    claim = taken()
-    scene.post(thread_id=claim.thread_id)
+    owned = taken()
+    scene.post(thread_id=owned.thread_id)
 
 
 def steered() -> None:
-    claim = taken()
-    submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["late"], boundary="next_step")
+    owned = taken()
+    submit.messages(scope=scene.SCOPE, thread_id=owned.thread_id, messages=["late"], boundary="next_step")
 
 
 def waiting() -> None:
@@ -74,9 +78,9 @@ def waiting() -> None:
 
 
 def waiting_in_front_of_another() -> None:
-    claim = taken()
-    scene.post(thread_id=claim.thread_id)
-    settle.suspend(claim, scene.wait())
+    owned = taken()
+    scene.post(thread_id=owned.thread_id)
+    settle.suspend(owned, scene.wait())
 
 
 def waiting_until_a_time() -> None:
@@ -84,15 +88,15 @@ def waiting_until_a_time() -> None:
 
 
 def resumed() -> None:
-    claim = taken()
-    settle.suspend(claim, scene.wait())
-    resume.run(scope=scene.SCOPE, run_id=claim.run_id)
+    owned = taken()
+    settle.suspend(owned, scene.wait())
+    resume.run(scope=scene.SCOPE, run_id=owned.run_id)
 
 
 def cancelled_wait() -> None:
-    claim = taken()
-    settle.suspend(claim, scene.wait())
-    cancel.run(scope=scene.SCOPE, run_id=claim.run_id)
+    owned = taken()
+    settle.suspend(owned, scene.wait())
+    cancel.run(scope=scene.SCOPE, run_id=owned.run_id)
 
 
 def cancelled_unstarted() -> None:
@@ -112,8 +116,8 @@ def handed_back() -> None:
 
 
 def reclaimed() -> None:
-    claim = taken()
-    scene.expire_lease(claim)
+    owned = taken()
+    scene.expire_lease(owned)
     recover.reclaim()
 
 
@@ -122,17 +126,17 @@ def done() -> None:
 
 
 def done_with_more_turns() -> None:
-    claim = taken()
-    submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["late"], boundary="on_natural_end")
-    following = settle.complete(claim, output="one")
+    owned = taken()
+    submit.messages(scope=scene.SCOPE, thread_id=owned.thread_id, messages=["late"], boundary="on_natural_end")
+    following = settle.complete(owned, output="one")
     assert following is not None
     settle.complete(following, output="two")
 
 
 def dead_letter() -> Any:
-    claim = taken()
-    settle.dead_letter(claim, code="permanent", message="no")
-    return claim
+    owned = taken()
+    settle.dead_letter(owned, code="permanent", message="no")
+    return owned
 
 
 def dead_letter_replayed() -> None:
@@ -144,41 +148,38 @@ def dead_letter_discarded() -> None:
 
 
 def pruned() -> None:
-    claim = taken()
-    settle.complete(claim, output="fine")
-    scene.post(thread_id=claim.thread_id)
-    Event.objects.filter(thread_id=claim.thread_id, cursor__lte=2).update(created_at=Now() - timedelta(days=31))
-    Dispatch.objects.filter(pk=claim.dispatch_id).update(completed_at=Now() - timedelta(days=2))
+    owned = taken()
+    settle.complete(owned, output="fine")
+    scene.post(thread_id=owned.thread_id)
+    Event.objects.filter(thread_id=owned.thread_id, cursor__lte=2).update(created_at=Now() - timedelta(days=31))
+    Dispatch.objects.filter(pk=owned.dispatch_id).update(completed_at=Now() - timedelta(days=2))
     assert prune.batch() == 3
 
 
 def deleted() -> None:
-    claim = taken()
-    settle.complete(claim, output="fine")
-    threads.delete(scope=scene.SCOPE, thread_id=claim.thread_id)
+    owned = taken()
+    settle.complete(owned, output="fine")
+    threads.delete(scope=scene.SCOPE, thread_id=owned.thread_id)
 
 
 def deleted_and_half_pruned() -> None:
-    claim = taken()
-    settle.complete(claim, output="fine")
-    threads.delete(scope=scene.SCOPE, thread_id=claim.thread_id)
-    Thread.objects.filter(pk=claim.thread_id).update(deleted_at=Now() - timedelta(days=8))
-    Event.objects.filter(thread_id=claim.thread_id, cursor__gt=2).delete()
+    owned = taken()
+    settle.complete(owned, output="fine")
+    threads.delete(scope=scene.SCOPE, thread_id=owned.thread_id)
+    Thread.objects.filter(pk=owned.thread_id).update(deleted_at=Now() - timedelta(days=8))
+    Event.objects.filter(thread_id=owned.thread_id, cursor__gt=2).delete()
 
 
-def sent_and_not_delivered() -> None:
-    claim = taken()
-    entry, payload = scene.entry("to", verb="send"), {"message_id": "m", "content": "hello", "agent": "echo"}
-    other = scene.post()
-    Outbox.objects.all().delete()
-    deliver.send(claim, entry, thread_id=other.thread_id, thread_key=None, payload=payload)
-    given.outbox(source_thread=scene.thread(claim), order=scene.thread(claim).next_order - 1, available_at=Now())
+def sent_to_other_threads() -> None:
+    owned = taken()
+    assert send(owned, given.thread(scope=scene.SCOPE).pk).status == "delivered"
+    given.outbox(source_thread=scene.thread(owned), order=scene.thread(owned).next_order - 1, available_at=Now())
 
 
 def overdue_wait_ended() -> None:
-    claim = taken()
-    settle.suspend(claim, scene.wait(seconds=600))
-    Run.objects.filter(pk=claim.run_id).update(wait_until=Now() - timedelta(seconds=1))
+    owned = taken()
+    settle.suspend(owned, scene.wait(seconds=600))
+    Run.objects.filter(pk=owned.run_id).update(wait_until=Now() - timedelta(seconds=1))
     assert tick.expire_waits() == 1
 
 
@@ -190,7 +191,7 @@ STATES: list[Callable[[], Any]] = [
     *(queued, queued_twice, scheduled, scheduled_and_come_due, claimed, claimed_with_more_behind, steered, waiting),
     *(waiting_in_front_of_another, waiting_until_a_time, resumed, cancelled_wait, cancelled_unstarted, asked_to_stop),
     *(backing_off, handed_back, reclaimed, done, done_with_more_turns, dead_letter, dead_letter_replayed),
-    *(dead_letter_discarded, pruned, deleted, deleted_and_half_pruned, sent_and_not_delivered, overdue_wait_ended),
+    *(dead_letter_discarded, pruned, deleted, deleted_and_half_pruned, sent_to_other_threads, overdue_wait_ended),
     empty_thread,
 ]
 
@@ -222,3 +223,42 @@ def test_every_state_of_a_healthy_system_gives_no_finding() -> None:
     assert statuses == {"queued", "claimed", "acked", "cancelled", "dead_letter"}
     assert set(Run.objects.values_list("status", flat=True)) == {"created", "running", "waiting", "done"}
     assert set(Message.objects.values_list("state", flat=True)) == {"pending", "committed", "retracted"}
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_system_at_work_gives_no_finding() -> None:
+    """Three submit, claim, settle, wait, fail and cancel as fast as they can; the doctor looks again and again."""
+    over = threading.Event()
+    looks: list[Report] = []
+
+    def work(name: str) -> None:
+        for number in range(12):
+            for key in ("a", "b", "c", "d"):
+                posted = submit.run(scope=scene.SCOPE, agent="echo", messages=["hello"], thread_key=key)
+                if number % 4 == 3:
+                    cancel.run(scope=scene.SCOPE, run_id=posted.run_id)
+            tokens = [uuid.uuid4() for _ in range(2)]
+            taken = claim.due(queue=scene.QUEUE, agents=["echo"], worker=name, tokens=tokens)
+            for place, one in enumerate(taken.claims):
+                match (number + place) % 4:
+                    case 0:
+                        settle.nack(one, code="down", message="no", retry_after=0.01)
+                    case 1 if not one.replays:
+                        settle.suspend(one, scene.wait("rate_limit", seconds=0.01))
+                    case 2:
+                        settle.dead_letter(one, code="permanent", message="no")
+                    case _:
+                        settle.complete(one, output="fine", state={"n": number})
+            tick.promote()
+
+    def look() -> None:
+        while not over.is_set() or len(looks) < 3:
+            looks.append(examine.threads(Report()))
+
+    looking = start(look)
+    with crew(3) as together:
+        together(*[functools.partial(work, f"worker {number}") for number in range(3)])
+    over.set()
+    looking.result(60)
+    assert [line for report in looks for line in told(report)] == []
+    assert len({report.looked_at["events"] for report in looks}) > 2, "nothing moved while it looked"
