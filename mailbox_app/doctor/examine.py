@@ -5,11 +5,17 @@ from collections.abc import Callable, Sequence
 
 from mailbox_app.doctor import flags, history, late, running, schema, server, standing, walk
 from mailbox_app.doctor.findings import Check, Report
-from mailbox_app.models import Dispatch, Event, Message, Run
 
 LOOKS: tuple[walk.Look, ...] = (*standing.LOOKS, *history.LOOKS, *late.LOOKS)
 # In the order in which they are looked for. The system checks have a list of their own.
 CHECKS: tuple[Check, ...] = (*schema.CHECKS, *LOOKS, *flags.CHECKS, *running.CHECKS, *server.CHECKS)
+
+_COUNTED = """
+    SELECT (SELECT count(*) FROM mailbox_run WHERE thread_id = ANY(%(threads)s::uuid[])) AS runs,
+        (SELECT count(*) FROM mailbox_dispatch WHERE thread_id = ANY(%(threads)s::uuid[])) AS dispatches,
+        (SELECT count(*) FROM mailbox_message WHERE thread_id = ANY(%(threads)s::uuid[])) AS messages,
+        (SELECT count(*) FROM mailbox_event WHERE thread_id = ANY(%(threads)s::uuid[])) AS events
+"""
 
 Progress = Callable[[int], None]
 
@@ -69,6 +75,5 @@ def reference() -> str:
 
 def _count(report: Report, threads: Sequence[uuid.UUID]) -> None:
     report.looked_at["threads"] += len(threads)
-    counted = (("runs", Run), ("dispatches", Dispatch), ("messages", Message), ("events", Event))
-    for name, model in counted:
-        report.looked_at[name] += model._default_manager.filter(thread_id__in=threads).count()
+    (counted,) = walk.rows(_COUNTED, {"threads": list(threads)})
+    report.looked_at.update(counted)

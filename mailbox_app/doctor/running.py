@@ -76,7 +76,7 @@ _MOVES = """
                 AND claimed_at > statement_timestamp() - %(grace)s * '1 s'::interval
         ) OR EXISTS (
             SELECT FROM mailbox_dispatch
-            WHERE status NOT IN ('queued', 'claimed') AND queue = %(queue)s
+            WHERE status IN ('acked', 'cancelled', 'superseded', 'dead_letter') AND queue = %(queue)s
                 AND completed_at > statement_timestamp() - %(grace)s * '1 s'::interval
         ) AS moves
 """
