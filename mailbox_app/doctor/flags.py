@@ -8,9 +8,9 @@ from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.doctor.findings import Check, Finding
-from mailbox_app.doctor.walk import rows
+from mailbox_app.doctor.walk import grace_seconds, rows
 from mailbox_app.errors import Gone, ThreadNotFound
-from mailbox_app.models import Thread
+from mailbox_app.models import AgentRegistration, Thread
 from mailbox_app.models.ready import FLAG
 
 _FIX = "Takes the thread's fence and leaves it, which judges the thread anew."
@@ -34,7 +34,16 @@ FLAG_WRONG = Check(
     f"Workers look at the thread for nothing, at the wrong time or from the wrong queue. {_REMEDY}",
     fix=_FIX,
 )
-CHECKS = (WAKE_UP_LOST, FLAG_WRONG)
+HEAD_HIDDEN = Check(
+    "head_hidden",
+    "A thread's first due work could be run, but its flag names other work, which no live worker can run.",
+    "dispatch {dispatch_id} (agent {agent!r}) is the first due on thread {thread_id} since {since}, but the flag names "
+    "agent {hiding!r} on queue {queue!r}, which no live worker serves: it says {is_}, judged anew it says {should_be}",
+    "It came due behind work that was due already, and only who claims that would see it. `mailbox_doctor --fix` "
+    "rewrites the flag; a worker for the other agent helps too.",
+    fix=_FIX,
+)
+CHECKS = (WAKE_UP_LOST, FLAG_WRONG, HEAD_HIDDEN)
 
 # The flag, compared with what is queued. A due flag may name another queued dispatch than the first: what was scheduled
 # has come due since, and the claim looks for itself. So not the head is asked for, but one that is as the flag says.
@@ -65,6 +74,20 @@ _SUSPECTS = """
     END, FALSE)
 """
 
+_HIDDEN = """
+    SELECT t.id AS thread_id, head.id AS dispatch_id, head.agent, head.queue AS head_queue, head.available_at AS since,
+        t.due_queue AS queue, t.due_agent AS hiding
+    FROM mailbox_thread AS t CROSS JOIN LATERAL (
+        SELECT id, agent, queue, available_at FROM mailbox_dispatch
+        WHERE thread_id = t.id AND status = 'queued' AND (t.open_run_id IS NULL OR run_id = t.open_run_id)
+            AND available_at <= statement_timestamp()
+        ORDER BY priority, "order", id LIMIT 1
+    ) AS head
+    WHERE t.id = ANY(%(threads)s::uuid[]) AND t.due_at IS NOT NULL AND t.deleted_at IS NULL
+        AND (head.queue, head.agent) <> (t.due_queue, t.due_agent)
+        AND head.available_at < statement_timestamp() - %(grace)s * '1 s'::interval
+"""
+
 
 def look(threads: Sequence[uuid.UUID]) -> list[Finding]:
     """Flags of these threads that are wrong; in a snapshot.
@@ -85,7 +108,7 @@ def look(threads: Sequence[uuid.UUID]) -> list[Finding]:
         found.append(
             check.found(thread_id=thread.pk, queued=suspect["queued"], first_at=_at(suspect["first_at"]), **said)
         )
-    return found
+    return [*found, *_hidden(threads)]
 
 
 def fix(finding: Finding) -> None:
@@ -101,6 +124,23 @@ def fix(finding: Finding) -> None:
         return
     hints.tell(thread)
     finding.is_fixed = True
+
+
+def _hidden(threads: Sequence[uuid.UUID]) -> list[Finding]:
+    """Heads that the flag hides from the workers who could run them. A flag that somebody serves mends itself."""
+    suspects = rows(_HIDDEN, {"threads": list(threads), "grace": grace_seconds()})
+    if not suspects:
+        return []
+    live = {(queue, one.agent) for one in AgentRegistration.objects.live() for queue in one.queues}
+    found = []
+    for row in suspects:
+        if (row["head_queue"], row["agent"]) in live and (row["queue"], row["hiding"]) not in live:
+            thread = Thread.objects.get(pk=row["thread_id"])
+            judged = copy.copy(thread)
+            judged.judge()
+            row["since"] = _at(row["since"])
+            found.append(HEAD_HIDDEN.found(**row, is_=_told(thread), should_be=_told(judged)))
+    return found
 
 
 def _flag(thread: Thread) -> dict[str, Any]:
