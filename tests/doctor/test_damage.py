@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from mailbox_app.doctor import examine, flags, running, schema
 from mailbox_app.doctor.findings import MOST_TOLD, Finding, Report
 from mailbox_app.models import AgentRegistration, Dispatch, JournalEntry, Message, Run, Thread, Ticket
-from mailbox_app.operations import recover, replay, settle, submit, threads, tick
+from mailbox_app.operations import missing, recover, replay, settle, submit, threads, tick
 from mailbox_app.operations.ownership import Claim
 from tests import given
 from tests.operations import scene
@@ -388,6 +388,18 @@ def test_head_hidden_work_that_came_due_behind_work_nobody_can_run_is_found_and_
     assert found() == [], "who claims the other work sees it"
     AgentRegistration.objects.filter(agent="gone").update(gone_at=Now())
     assert [(one.code, one.is_fixed) for one in found(fix=True)] == [("head_hidden", True)]
+    assert scene.taken().run_id == first.run_id
+
+
+def test_the_sweep_uncovers_it_too() -> None:
+    given.registration(agent="gone", gone_at=Now())
+    first = scene.post(available_at=scene.database_now() + timedelta(hours=1))
+    scene.post(thread_id=first.thread_id, agent="gone")
+    missing.note()
+    assert scene.take() is None, "it is not due yet"
+    Dispatch.objects.filter(pk=first.dispatch_id).update(available_at=Now() - timedelta(hours=1))
+    assert scene.take() is None
+    missing.note()
     assert scene.taken().run_id == first.run_id
 
 
