@@ -87,6 +87,12 @@ class DeadLetterNotFound(NotFound):
     code = "dead_letter_not_found"
 
 
+class NotPaused(NotFound):
+    """There is no such pause: nobody has paused it, or somebody has resumed it."""
+
+    code = "not_paused"
+
+
 class Gone(Refused):
     """The row has been deleted."""
 

@@ -44,6 +44,7 @@ PROBLEMS: dict[str, Problem] = {
     "thread_not_found": Problem(404, "There is no such thread"),
     "run_not_found": Problem(404, "There is no such run"),
     "dead_letter_not_found": Problem(404, "There is no such dead letter"),
+    "not_paused": Problem(404, "There is no such pause"),
     "method_not_allowed": Problem(405, "The address does not support this method"),
     "not_acceptable": Problem(406, "No representation matches the Accept header"),
     "conflict": Problem(409, "The state has moved on"),
