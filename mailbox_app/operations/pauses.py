@@ -122,6 +122,8 @@ def of_dispatch(dispatch: Dispatch) -> Sequence[Pause]:
 
 def of_thread(thread: Thread) -> Sequence[Pause]:
     """The pauses that keep a thread's head from starting, the oldest first."""
+    if thread.due_at is None and not thread.is_paused:
+        return []
     return _keeping(thread.pk, thread.due_agent, thread.due_queue)
 
 
