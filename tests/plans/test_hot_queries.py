@@ -15,7 +15,7 @@ from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, missing, ownership, replay
+from mailbox_app.operations import candidates, claim, deliver, freeze, limits, missing, ownership, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -147,6 +147,13 @@ def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
 def test_a_claim_finds_head_and_run_by_index() -> None:
     sql = claim._HEADS.replace("{columns}", "dispatch.*, run.*")
     assert_uses("dispatch_head", (sql, {"threads": [a_thread().pk], "open": [None]}), sorts=True)
+
+
+def test_a_mailbox_s_queued_runs_are_counted_by_index_up_to_the_bound() -> None:
+    params = {"thread": a_thread().pk, "open": None, "most": 20}
+    plan = explain(limits.QUEUED, params)
+    assert {"dispatch_head", "dispatch_waking"} & {node.get("Index Name") for node in plan}, plan
+    assert "Limit" in {node["Node Type"] for node in plan}
 
 
 def test_a_worker_proves_its_claim_in_one_probe() -> None:
