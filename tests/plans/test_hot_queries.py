@@ -135,7 +135,7 @@ def test_a_claim_looks_for_candidates_in_one_index_range_an_agent() -> None:
 
 
 def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
-    look = ready.HEADS, {"thread": a_thread().pk, "run": None}
+    look = ready.HEADS, {"thread": a_thread().pk}
     plan = explain(*look)
     # With one queued dispatch a thread, either index leads to it.
     used = {node["Index Name"] for node in plan if "Index Name" in node}
@@ -144,9 +144,15 @@ def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
     assert "Seq Scan" not in {node["Node Type"] for node in plan}, plan
 
 
+def test_an_open_run_s_own_dispatch_is_found_by_its_run() -> None:
+    assert_uses("dispatch_one_live_per_run", (ready.HEAD_OF_RUN, {"run": uuid.uuid4()}))
+
+
 def test_a_claim_finds_head_and_run_by_index() -> None:
     sql = claim._HEADS.replace("{columns}", "dispatch.*, run.*")
-    assert_uses("dispatch_head", (sql, {"threads": [a_thread().pk], "open": [None]}), sorts=True)
+    look = sql, {"threads": [a_thread().pk], "open": [None]}
+    assert_uses("dispatch_head", look, sorts=True)
+    assert_uses("dispatch_one_live_per_run", look, sorts=True)
 
 
 def test_a_mailbox_s_queued_runs_are_counted_by_index_up_to_the_bound() -> None:
