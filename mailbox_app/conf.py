@@ -113,6 +113,9 @@ class Settings:
     )
     max_body_bytes: int = _setting(10_485_760, "longest body of a request", least=1)
     max_batch_runs: int = _setting(100, "most runs of one batch", least=1, most=10_000)
+    max_queued_per_thread: int = _setting(
+        0, "runs not started that one thread may hold; whoever submits more is refused; 0: no bound", least=0
+    )
     max_content_bytes: int = _setting(1_048_576, "longest content of one message, as UTF-8 JSON", least=1)
     max_messages: int = _setting(100, "most messages of one submission", least=1)
     max_metadata_bytes: int = _setting(65_536, "longest metadata or options object, as UTF-8 JSON", least=2)

@@ -7,6 +7,7 @@ MailboxError
 │   ├── Gone                   it was here and has been deleted or pruned
 │   └── Conflict               the state has moved on: look again, then decide
 ├── Retryable                  try again: nothing was written, nothing is wrong with the call
+│   └── MailboxFull            the thread holds as many queued runs as are allowed
 └── AgentError                 raised to or by a team's own agent
     ├── Transient              the runner retries the activation (a team raises it, or its own subclass)
     └── Permanent              the runner dead-letters at once
@@ -85,6 +86,12 @@ class DeadLetterNotFound(NotFound):
     """There is no such dead letter in your scope."""
 
     code = "dead_letter_not_found"
+
+
+class NotPaused(NotFound):
+    """There is no such pause: nobody has paused it, or somebody has resumed it."""
+
+    code = "not_paused"
 
 
 class Gone(Refused):
@@ -169,6 +176,12 @@ class Retryable(MailboxError):
     """Nothing was written and nothing is wrong with the call: try again."""
 
     code = "retryable"
+
+
+class MailboxFull(Retryable):
+    """The thread holds as many queued runs as are allowed (setting `max_queued_per_thread`): try again later."""
+
+    code = "mailbox_full"
 
 
 class AgentError(MailboxError):

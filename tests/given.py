@@ -24,6 +24,7 @@ from mailbox_app.models import (
     Maintenance,
     Message,
     Outbox,
+    Pause,
     Run,
     Thread,
     Ticket,
@@ -112,6 +113,10 @@ def outbox(*, status: str = "pending", **fields: Any) -> Outbox:
 def registration(**fields: Any) -> AgentRegistration:
     given = {"worker": f"worker@{next(_numbers)}", "agent": "echo", "version": "1", "queues": ["mailbox.default"]}
     return AgentRegistration.objects.create(**{**given, **fields})
+
+
+def pause(**fields: Any) -> Pause:
+    return Pause.objects.create(**{"kind": "agent", "name": f"agent {next(_numbers)}", **fields})
 
 
 def agent_version(**fields: Any) -> AgentVersion:

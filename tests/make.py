@@ -56,6 +56,11 @@ class Api:
         content_type = "application/json"
         return self.client.patch(f"{self.prefix}{path}", body, content_type=content_type, headers=self._headers({}))
 
+    def put(self, path: str, body: Any) -> HttpResponse:
+        """PUT JSON."""
+        content_type = "application/json"
+        return self.client.put(f"{self.prefix}{path}", body, content_type=content_type, headers=self._headers({}))
+
     def delete(self, path: str) -> HttpResponse:
         """DELETE `/v1<path>`."""
         return self.client.delete(f"{self.prefix}{path}", headers=self._headers({}))

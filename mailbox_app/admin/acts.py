@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mailbox_app.models import Dispatch, Run
-from mailbox_app.operations import cancel, replay, tick
+from mailbox_app.models import Dispatch, Pause, PauseKind, Run
+from mailbox_app.operations import cancel, pauses, replay, tick
 from mailbox_app.states import DispatchStatus
 
 
@@ -70,6 +70,19 @@ def _run_now(row: Any, by: str, reason: str) -> Result:
     return Result(text="May start now.") if made.changed else Result(text="Could start already.", did=False)
 
 
+def _pause_thread(thread: Any, by: str, reason: str) -> Result:
+    done = pauses.pause(kind=PauseKind.THREAD, name=str(thread.pk), note=reason, by=by)
+    if not done.changed:
+        return Result(text="Was paused already.", did=False)
+    return Result(text=f"Paused: {reason}" if reason else "Paused.")
+
+
+def _resume(row: Any, by: str, reason: str) -> Result:
+    kind, name = (row.kind, row.name) if isinstance(row, Pause) else (PauseKind.THREAD, str(row.pk))
+    ended = pauses.resume(kind=kind, name=name, by=by)
+    return Result(text=f"Resumed: {ended} may go on.")
+
+
 def _run_id(row: Any) -> uuid.UUID:
     found: uuid.UUID = row.pk if isinstance(row, Run) else row.run_id
     return found
@@ -126,4 +139,20 @@ RUN_NOW = Act(
     permission="mailbox.run_now_run",
     do=_run_now,
     applies=_is_queued,
+)
+PAUSE = Act(
+    name="pause",
+    label="Pause",
+    permission="mailbox.add_pause",
+    do=_pause_thread,
+    applies=lambda thread: thread.deleted_at is None and not thread.is_paused,
+    warning="Nothing of it starts until it is resumed; what runs goes on.",
+    takes_reason=True,
+)
+RESUME = Act(
+    name="resume",
+    label="Resume",
+    permission="mailbox.delete_pause",
+    do=_resume,
+    applies=lambda row: isinstance(row, Pause) or row.is_paused,
 )

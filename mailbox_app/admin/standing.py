@@ -1,6 +1,6 @@
 """Where a run stands, in sentences: what it waits for, what is in front of it, or how it ended."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from mailbox_app.admin import render
-from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
+from mailbox_app.models import AgentRegistration, Dispatch, Pause, Run, Thread
+from mailbox_app.operations import pauses
 from mailbox_app.states import DispatchStatus, RunStatus
 
 
@@ -68,6 +69,9 @@ class Standing:
             yield f"{what}: may start {render.when(dispatch.available_at)}"
         else:
             yield f"Queued on {dispatch.queue}: may start since {render.when(dispatch.available_at)}"
+        standing = pauses.of_dispatch(dispatch)
+        if standing:
+            yield held_up(standing)
         yield from self._blocked(self._run.thread)
         if dispatch.unrunnable_since is not None:
             yield f"Unrunnable: no live worker can run it since {render.when(dispatch.unrunnable_since)}"
@@ -79,8 +83,26 @@ class Standing:
     def _blocked(self, thread: Thread) -> Iterator[str | SafeString]:
         if thread.open_run_id is not None and thread.open_run_id != self._run.pk:
             yield format_html("Blocked: run {} is open on its thread", render.link_id(Run, thread.open_run_id))
-        elif thread.blocked_reason:
+        elif thread.blocked_reason and not thread.is_paused:
             yield f"Blocked: {thread.get_blocked_reason_display().lower()}"
+
+
+def held_up(standing: Sequence[Pause]) -> SafeString:
+    """A line for each pause: what, by whom, since when and why."""
+    return format_html_join(
+        SafeString("<br>"),
+        "Paused: {} {} by {} {}{}",
+        (
+            (
+                one.kind,
+                render.cell(one.name),
+                one.paused_by or "somebody",
+                render.when(one.paused_at),
+                f": {render.cell(one.note)}" if one.note else "",
+            )
+            for one in standing
+        ),
+    )
 
 
 def _ended(run: Run) -> str:

@@ -7,15 +7,20 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
-from mailbox_app.admin.base import ReadOnlyAdmin, age
+from mailbox_app.admin.acting import ActingAdmin
+from mailbox_app.admin.acts import PAUSE, RESUME
+from mailbox_app.admin.base import age
+from mailbox_app.admin.standing import held_up
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
+from mailbox_app.operations import pauses as verbs
 
 
 @admin.register(Thread)
-class ThreadAdmin(ReadOnlyAdmin):
+class ThreadAdmin(ActingAdmin):
     """One conversation with its runs, dispatches, messages and events."""
 
     list_display = ("name", "scope", "title", "open_run", "due", "wakes_at", "blocked_reason", "created_at")
+    acts = (PAUSE, RESUME)
     list_filter = (age("created_at"),)
     searched_thread = "pk"
     fieldsets = (
@@ -26,6 +31,7 @@ class ThreadAdmin(ReadOnlyAdmin):
                     ("key", "scope", "title"),
                     ("open_run", "active_run", "latest_run"),
                     ("due", "due_agent", "wakes_at", "blocked_reason"),
+                    "pauses",
                     ("created_at", "updated_at", "deleted_at"),
                 )
             },
@@ -79,3 +85,8 @@ class ThreadAdmin(ReadOnlyAdmin):
         if thread.due_at is None:
             return render.NOTHING
         return f"{render.instant(thread.due_at)} on {thread.due_queue}, priority {thread.due_priority}"
+
+    @admin.display(description="pauses")
+    def pauses(self, thread: Thread) -> Any:
+        """What keeps it from going on: who paused what, when and why."""
+        return held_up(verbs.of_thread(thread)) or render.NOTHING

@@ -8,6 +8,7 @@ from mailbox_app.models.event import TERMINAL_KINDS, Event, Kind
 from mailbox_app.models.journal import JournalEntry
 from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
 from mailbox_app.models.outbox import Outbox, OutboxKind
+from mailbox_app.models.pause import Pause, PauseKind
 from mailbox_app.models.ready import BlockedReason
 from mailbox_app.models.run import Run, TerminationType
 from mailbox_app.models.thread import Thread
@@ -35,6 +36,8 @@ __all__ = [
     "Message",
     "Outbox",
     "OutboxKind",
+    "Pause",
+    "PauseKind",
     "ReadAt",
     "Resolution",
     "Role",

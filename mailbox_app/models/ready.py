@@ -50,7 +50,10 @@ HEAD_OF_RUN = """
 
 
 class ReadyFlag(models.Model):
-    """Due: the head can be claimed now. Waking: it can later. Blocked: something else is in front of it."""
+    """Due: the head can be claimed now. Waking: it can later. Blocked: something else is in front of it.
+
+    Paused is the one reason that stays while a run is claimed: it is the thread's, and not its head's.
+    """
 
     due_at = models.DateTimeField(null=True, blank=True)
     due_priority = models.SmallIntegerField(null=True, blank=True)
@@ -101,17 +104,27 @@ class ReadyFlag(models.Model):
             models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
         ]
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing of the thread may start until somebody resumes it."""
+        return self.blocked_reason == BlockedReason.PAUSED
+
     def judge(self, found: "list[tuple[Any, ...]] | None" = None) -> None:
         """Rewrite the ready flag from what is queued in the database, in a statement younger than the lock.
 
-        Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start.
-        None of these while a run is claimed: whoever settles it judges again. The fence does this when it is left; a
+        Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start;
+        or the thread is paused, which nothing but its resuming ends. None of these while a run is claimed: whoever
+        settles it judges again. The fence does this when it is left; a
         verb calls it earlier when what it has not written yet changes nothing that is queued. `found`: the rows of
         HEADS, where the verb's own look has brought them.
         """
-        self._is_judged = True
+        self._is_judged, is_paused = True, self.is_paused
         self._clear_flag()
-        if self.active_run_id is not None or self.deleted_at is not None:
+        if self.deleted_at is not None:
+            return
+        if is_paused:
+            self.blocked_reason = BlockedReason.PAUSED
+        if is_paused or self.active_run_id is not None:
             return
         if found is None:
             thread = {"thread": self.pk}
@@ -129,7 +142,7 @@ class ReadyFlag(models.Model):
         looks for the true head.
         """
         self._is_judged = True
-        if self.active_run_id is not None:
+        if self.active_run_id is not None or self.is_paused:
             return
         if self.open_run_id is not None:
             if self.due_at is None and self.wakes_at is None:

@@ -61,15 +61,6 @@ class ThreadQuerySet(models.QuerySet["Thread"]):
     def not_deleted(self) -> "ThreadQuerySet":
         return self.filter(deleted_at=None)
 
-    def due(self, queue: str) -> "ThreadQuerySet":
-        """Threads whose head can be claimed now.
-
-        In the order of their index: the first of them without any could be looked for in the whole table.
-        """
-        return self.filter(due_at__isnull=False, due_queue=queue).order_by(
-            "due_queue", "due_agent", "due_version", "due_priority", "due_at", "id"
-        )
-
     def waking(self) -> "ThreadQuerySet":
         """Threads whose head was scheduled for a time that has come."""
         return self.filter(wakes_at__lte=Now())

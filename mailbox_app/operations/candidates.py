@@ -1,4 +1,7 @@
-"""Which due threads a worker can take: it looks only at the lanes it can run, whatever waits beside them."""
+"""Which due threads a worker can take: it looks only at the lanes it can run, whatever waits beside them.
+
+Lanes of a paused agent or queue are no lanes: who asks what is due is not told of them.
+"""
 
 import uuid
 from collections.abc import Collection
@@ -10,6 +13,15 @@ from mailbox_app.models import Thread, ask, columns, loader
 
 # Sorts after any version: a worker whose agent's version is not known here takes all.
 _ANY_VERSION = "\x7f"
+
+# Nothing is paused: the two probes are of one small unique index.
+UNPAUSED = """
+    NOT EXISTS (SELECT FROM mailbox_pause WHERE kind = 'queue' AND name = {queue})
+    AND NOT EXISTS (SELECT FROM mailbox_pause WHERE kind = 'agent' AND name = {agent})
+"""
+# Held shared by who claims from before the second look at the pauses, exclusively by who pauses an agent or a queue:
+# after a pause's commit no claim is under way that has not seen it. Any number that no other code of the database uses.
+GATE = 6_873_220_417_155
 
 # The ORM has neither LATERAL nor loose index scans. One lane is one version of one agent on this queue: the recursion
 # hops from each lane to the next by index, and each lane is one index range. No sort over the backlog: the cost depends
@@ -23,6 +35,7 @@ _LANES = """
         ) AS version
         FROM ROWS FROM (unnest(%(agents)s::text[]), unnest(%(newest)s::text[]), unnest(%(accepted)s::text[]))
             AS runnable (agent, newest, accepted)
+        WHERE {unpaused}
         UNION ALL
         SELECT lane.agent, lane.newest, lane.accepted, (
             SELECT due_version FROM mailbox_thread
@@ -32,7 +45,7 @@ _LANES = """
         )
         FROM lane WHERE lane.version IS NOT NULL
     )
-"""
+""".replace("{unpaused}", UNPAUSED.format(queue="%(queue)s", agent="runnable.agent"))
 # Candidates: the first of each lane, then the first of all.
 _CANDIDATES = (
     _LANES
@@ -58,11 +71,12 @@ _CANDIDATES = (
 )
 # Of these, those that nobody holds. Each row is looked at again under its lock: what is no longer due by then is left
 # out. One row comes back even if none could be locked. Said so that no index fits: else, while statistics are old, all
-# that is due may be read to find these few among it.
+# that is due may be read to find these few among it. Agents and queues that were paused meanwhile are left out by the
+# next statement, which is younger than the gate taken here.
 LOCK = (
     _CANDIDATES
-    + """
-    SELECT (SELECT count(*) FROM candidate), clock_timestamp(), {columns}
+    + f"""
+    SELECT (SELECT count(*) FROM candidate), clock_timestamp(), pg_advisory_xact_lock_shared({GATE}), {{columns}}
     FROM (SELECT) AS one
     LEFT JOIN (
         SELECT mailbox_thread.*
@@ -78,7 +92,7 @@ LOCK = (
 
 
 # The same hops, over every queue and agent that has due work.
-DUE_LANES = """
+_DUE_LANES = """
     WITH RECURSIVE lane AS (
         (
             SELECT due_queue, due_agent FROM mailbox_thread WHERE due_at IS NOT NULL
@@ -92,13 +106,42 @@ DUE_LANES = """
             ORDER BY due_queue, due_agent LIMIT 1
         ) AS following
     )
-    SELECT due_queue, due_agent FROM lane
+"""
+_UNPAUSED_LANE = UNPAUSED.format(queue="lane.due_queue", agent="lane.due_agent")
+DUE_LANES = f"{_DUE_LANES} SELECT due_queue, due_agent FROM lane WHERE {_UNPAUSED_LANE}"
+
+# How much is due on each queue, counted up to a number. In the order of an index: the first rows without one could be
+# looked for in the whole table.
+DUE_QUEUES = f"""
+    {_DUE_LANES}
+    SELECT lane.due_queue, least(sum(found.number), %(most)s)::int
+    FROM lane CROSS JOIN LATERAL (
+        SELECT count(*) AS number
+        FROM (
+            SELECT FROM mailbox_thread
+            WHERE due_queue = lane.due_queue AND due_agent = lane.due_agent AND due_at IS NOT NULL
+            ORDER BY due_queue, due_agent LIMIT %(most)s
+        ) AS due
+    ) AS found
+    WHERE {_UNPAUSED_LANE}
+    GROUP BY lane.due_queue ORDER BY lane.due_queue
 """
 
-# In the order of an index: the first row without one could be looked for in the whole table.
-HAS_DUE = """
-    SELECT id FROM mailbox_thread WHERE due_queue = %(queue)s AND due_at IS NOT NULL
-    ORDER BY due_queue, due_agent LIMIT 1
+HAS_DUE = f"""
+    WITH RECURSIVE lane AS (
+        (
+            SELECT due_queue, due_agent FROM mailbox_thread WHERE due_queue = %(queue)s AND due_at IS NOT NULL
+            ORDER BY due_queue, due_agent LIMIT 1
+        )
+        UNION ALL
+        SELECT following.due_queue, following.due_agent
+        FROM lane CROSS JOIN LATERAL (
+            SELECT due_queue, due_agent FROM mailbox_thread
+            WHERE due_queue = lane.due_queue AND due_agent > lane.due_agent AND due_at IS NOT NULL
+            ORDER BY due_queue, due_agent LIMIT 1
+        ) AS following
+    )
+    SELECT due_agent FROM lane WHERE {_UNPAUSED_LANE} LIMIT 1
 """
 
 
@@ -138,7 +181,7 @@ def lock(
     """
     params = lanes(queue, runnable) | {"limit": limit, "width": width, "without": list(without)}
     threads, count = [], 0
-    for count, clock, *values in ask(LOCK.replace("{columns}", columns(Thread, "thread")), params):  # noqa: B007
+    for count, clock, _, *values in ask(LOCK.replace("{columns}", columns(Thread, "thread")), params):  # noqa: B007
         if any(value is not None for value in values):
             thread = loader(Thread)(values)
             thread.locked_at = clock
@@ -155,13 +198,18 @@ def are_due(*, queue: str, agents: Collection[str]) -> bool:
 
 
 def has_due(queue: str) -> bool:
-    """Whether the queue has due work, for whomever."""
+    """Whether the queue has due work that is not paused, for whomever."""
     return bool(ask(HAS_DUE, {"queue": queue}))
 
 
 def due_lanes() -> list[tuple[str, str]]:
-    """Every (queue, agent) that has due work, whatever waits there."""
+    """Every (queue, agent) that has due work and is not paused, whatever waits there."""
     return [(queue, agent) for queue, agent in ask(DUE_LANES, {})]
+
+
+def due_queues(*, most: int) -> dict[str, int]:
+    """How many threads are due and not paused on each queue that has any, counted up to `most`."""
+    return dict(ask(DUE_QUEUES, {"most": most}))
 
 
 def lanes(queue: str, runnable: Runnable) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from mailbox_app.telemetry import observe
 # wider looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
 
-# What the heads of these threads are now, which need not be what their flags said.
+# What the heads of these threads are now, which need not be what their flags said; none where it is paused by now.
 _HEADS = """
     SELECT {columns}
     FROM unnest(%(threads)s::uuid[], %(open)s::uuid[]) AS thread (id, open_run_id)
@@ -52,7 +52,7 @@ _HEADS = """
         WHERE run_id = thread.open_run_id AND status = 'queued' AND available_at <= statement_timestamp()
     ) AS dispatch
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
-"""
+    WHERE """ + candidates.UNPAUSED.format(queue="dispatch.queue", agent="dispatch.agent")
 
 # One statement for all claims of a process. SKIP LOCKED: whoever holds a row is settling or cancelling it, and waiting
 # for it here in another order than a group settle takes its rows would deadlock.

@@ -9,6 +9,8 @@ from mailbox_app.telemetry import observe_on_commit
 # Beside `Kind`: what people did to a thread, a run or a dead letter.
 THREAD_UPDATED = "ThreadUpdated"
 THREAD_DELETED = "ThreadDeleted"
+THREAD_PAUSED = "ThreadPaused"
+THREAD_RESUMED = "ThreadResumed"
 RUN_CANCEL_REQUESTED = "RunCancelRequested"
 RUN_MADE_DUE = "RunMadeDue"
 DEAD_LETTER_REPLAYED = "DeadLetterReplayed"

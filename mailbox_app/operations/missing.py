@@ -1,8 +1,9 @@
 """Work that no live worker can run: shown as such, and after `missing_agent_ttl_seconds` a dead letter.
 
-Only what has not started: an open run waits for its worker however long that takes. A lane is one agent on one queue;
-whoever registers for it lately enough is live. All due work is looked at, a window of each missing lane in every sweep,
-so that the cost depends neither on the backlog of live agents nor on that of missing ones.
+Only what has not started: an open run waits for its worker however long that takes. And nothing that is paused: its
+time begins when it is resumed. A lane is one agent on one queue; whoever registers for it lately enough is live. All
+due work is looked at, a window of each missing lane in every sweep, so that the cost depends neither on the backlog of
+live agents nor on that of missing ones.
 """
 
 import logging
@@ -17,7 +18,7 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import AgentRegistration, Boundary, Dispatch, Kind, TerminationType, Thread, ask
-from mailbox_app.operations import candidates, emit, freeze
+from mailbox_app.operations import candidates, emit, freeze, pauses
 from mailbox_app.states import DROP, EXPIRE, RunStatus
 from mailbox_app.telemetry import observe
 
@@ -84,7 +85,7 @@ def note() -> int:
 
     One window of each; returns how many stamps were changed. What came due behind such work is uncovered.
     """
-    live = _live()
+    live = _Live()
     missing = [lane for lane in candidates.due_lanes() if lane not in live]
     for lane in set(_places) - set(missing):
         del _places[lane]
@@ -94,9 +95,9 @@ def note() -> int:
 def expire() -> int:
     """Make up to one batch of work a dead letter that no live worker could run for too long; returns how many ended.
 
-    Each in a transaction of its own. One whose lane is served again is cleared instead.
+    Each in a transaction of its own. One whose lane is served again, or which is paused, is cleared instead.
     """
-    live = _live()
+    live = _Live()
     too_old = Now() - timedelta(seconds=conf.missing_agent_ttl_seconds)
     stamped = Dispatch.objects.queued().filter(unrunnable_since__lte=too_old).order_by("unrunnable_since", "id")
     found = list(stamped.values_list("id", "thread_id", "queue", "agent")[: conf.batch_size])
@@ -113,10 +114,16 @@ def expire() -> int:
     return expired
 
 
-def _live() -> set[Lane]:
-    """What live workers serve: (queue, agent)."""
-    rows = AgentRegistration.objects.live().order_by().values_list("agent", "queues").distinct()
-    return {(queue, agent) for agent, queues in rows for queue in queues}
+class _Live:
+    """Lanes whose work is not missing a worker: live ones serve them, or somebody has paused them."""
+
+    def __init__(self) -> None:
+        rows = AgentRegistration.objects.live().order_by().values_list("agent", "queues").distinct()
+        self._served = {(queue, agent) for agent, queues in rows for queue in queues}
+        self._paused = pauses.standing()
+
+    def __contains__(self, lane: Lane) -> bool:
+        return lane in self._served or self._paused.covers(*lane)
 
 
 def _stamp(lane: Lane) -> int:
@@ -151,7 +158,7 @@ def _uncover(threads: list[uuid.UUID]) -> None:
         hints.tell(*held)
 
 
-def _clear(live: set[Lane]) -> int:
+def _clear(live: _Live) -> int:
     stamped = Dispatch.objects.queued().filter(unrunnable_since__isnull=False).order_by("unrunnable_since", "id")
     if _stamped_after:
         since, pk = _stamped_after["since"], _stamped_after["pk"]
@@ -177,6 +184,9 @@ def _expire_on(thread_id: uuid.UUID, stamped: Any) -> int:
         for thread in threads:
             dispatch = stamped.select_related("run").first()
             if dispatch is None or dispatch.run.status != RunStatus.CREATED:
+                return 0
+            if thread.is_paused:  # it was stamped while somebody paused it
+                thread.change(dispatch, unrunnable_since=None)
                 return 0
             freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=dispatch.run)
             since = dispatch.unrunnable_since.isoformat(timespec="seconds")

@@ -93,11 +93,11 @@ def signal() -> int:
     Makes up for each signal that was lost. Never more than there are slots wait in the queue: nobody would be there to
     take them, and they would pile up.
     """
-    sent = 0
-    for queue, slots in _slots_by_queue().items():
-        threads = len(Thread.objects.due(queue).values_list("pk", flat=True)[:slots])
-        sent += hints.fill(queue, signals=threads)
-    return sent
+    served = AgentRegistration.objects.live().by_queue()
+    # One where no worker is known.
+    slots = {queue: max(1, number) for queue, (_, number) in served.items()}
+    due = candidates.due_queues(most=max(slots.values(), default=1))
+    return sum(hints.fill(queue, signals=min(threads, slots.get(queue, 1))) for queue, threads in due.items())
 
 
 def _reclaim_on(thread_id: uuid.UUID) -> int:
@@ -132,10 +132,3 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
         observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
         hints.tell(thread)
     return len(threads)
-
-
-def _slots_by_queue() -> dict[str, int]:
-    """Slots of the live workers of each queue that has due work; 1 where none is known."""
-    due = sorted({queue for queue, _ in candidates.due_lanes()})
-    served = AgentRegistration.objects.live().by_queue()
-    return {queue: max(1, served.get(queue, (0, 0))[1]) for queue in due}

@@ -14,7 +14,7 @@ from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
 from mailbox_app.models import Boundary, Run, Thread
-from mailbox_app.operations import agents, append, emit, enqueue, inputs, keys, submission
+from mailbox_app.operations import agents, append, emit, enqueue, inputs, keys, limits, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -71,8 +71,8 @@ def run(
     thread has an open run. `priority` is 0 (first) to 255. `config_version` names a published AgentVersion; blank: the
     latest one, if there is any.
 
-    Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists, Retryable;
-    each leaves nothing behind.
+    Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists,
+    MailboxFull, Retryable; each leaves nothing behind.
     """
     given = locals()
     return _write([submission.check(**given)])[0]
@@ -125,6 +125,7 @@ def messages(
             keys.reserve([given])
             with Thread.objects.hold(_threads([given])) as (thread,):
                 if thread.open_run_id is None:
+                    limits.Room().take(thread)
                     queued = queue(given, thread)
                     posted = Posted(thread_id=thread.pk, run_id=queued.run.pk, message_ids=queued.message_ids)
                 else:
@@ -146,11 +147,12 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             keys.reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
-                queued = []
+                queued, room = [], limits.Room()
                 latest = functools.cache(agents.latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
                         _refuse_if_active(one, thread)
+                        room.take(thread)
                         queued.append(queue(one, thread, latest_version=latest))
             hints.tell(*held)
         return [

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.errors import ThreadBusy
-from mailbox_app.models import Dispatch, Resolution, Run, Thread
+from mailbox_app.models import Dispatch, Pause, PauseKind, Resolution, Run, Thread
 from mailbox_app.operations import emit, inputs
 
 
@@ -38,7 +38,7 @@ def delete(*, scope: str, thread_id: uuid.UUID) -> None:
     """Delete a thread: it is gone for every caller at once and its key is free again; gc removes its rows later.
 
     1. take the fence; 2. refuse while a run is open or queued; 3. discard its dead letters, which nobody could replay
-    any more; 4. the event, and the mark. Raises ThreadBusy, ThreadNotFound, Gone.
+    any more, and its pause; 4. the event, and the mark. Raises ThreadBusy, ThreadNotFound, Gone.
     """
     with Thread.objects.fence(thread_id, scope=scope) as thread:
         busy = Run.objects.filter(thread=thread).not_done().order_by("order").values_list("pk", flat=True).first()
@@ -47,6 +47,8 @@ def delete(*, scope: str, thread_id: uuid.UUID) -> None:
         Dispatch.objects.filter(thread=thread).dead_letters().update(
             resolution=Resolution.DISCARDED, resolved_at=Now(), updated_at=Now()
         )
+        if thread.is_paused:
+            Pause.objects.of(PauseKind.THREAD, str(thread.pk)).delete()
         emit.of_thread(thread, emit.THREAD_DELETED, key=thread.key)
         thread.deleted_at = thread.locked_at
     hints.tell(thread)

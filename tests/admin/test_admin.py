@@ -29,6 +29,7 @@ from mailbox_app.models import (
     Maintenance,
     Message,
     Outbox,
+    Pause,
     Run,
     Thread,
     Ticket,
@@ -53,6 +54,7 @@ MAKERS: dict[type[models.Model], Callable[..., models.Model]] = {
     Outbox: lambda: given.outbox(last_error=EVIL, payload={"x": EVIL}),
     AgentRegistration: lambda: given.registration(queues=[EVIL], options={"x": EVIL}),
     AgentVersion: lambda: given.agent_version(note=EVIL, configuration={"x": EVIL}),
+    Pause: lambda: given.pause(note=EVIL, paused_by=EVIL),
     Maintenance: lambda: given.maintenance(worker=EVIL),
     IdempotencyKey: lambda: given.idempotency_key(response={"x": EVIL}),
     ApiToken: lambda: given.api_token(name=EVIL),
@@ -206,7 +208,7 @@ def test_nothing_can_be_changed_added_or_deleted(model: type[models.Model], admi
     row = MAKERS[model]()
     before = list(model._default_manager.values())
     urls = [shown(row), reverse(f"admin:mailbox_{model._meta.model_name}_delete", args=[row.pk])]
-    if model not in (ApiToken, AgentVersion):
+    if model not in (ApiToken, AgentVersion, Pause):
         urls.append(reverse(f"admin:mailbox_{model._meta.model_name}_add"))
     for url in urls:
         assert admin_client.post(url, {"post": "yes", "scope": "stolen", "_save": "Save"}).status_code == 403, url

@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 
 from mailbox_app.api.v1 import schema
 from mailbox_app.models import Dispatch, Run, Thread
-from mailbox_app.operations import settle, threads
+from mailbox_app.operations import pauses, settle, threads
 from mailbox_project.wsgi import application
 from tests import make
 from tests.operations import scene
@@ -56,7 +56,7 @@ def api() -> Iterator[Any]:
 
 
 @pytest.fixture
-def ids(settings: Any, api: Any) -> dict[str, list[str]]:
+def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
     """Rows in every state that verbs lead to, by the parameter of an address that may name them."""
     settings.MAILBOX = {**settings.MAILBOX, "wait_seconds": 0.01, "cancel_wait_seconds": 0.01, "max_body_bytes": 50_000}
     settings.ALLOWED_HOSTS = ["*"]
@@ -75,6 +75,8 @@ def ids(settings: Any, api: Any) -> dict[str, list[str]]:
     scene.post(thread_key="queued")
     scene.post(available_at=scene.database_now() + scene.timedelta(hours=1))
     other = scene.post(scope="other")
+    if path.endswith("/pauses"):
+        pauses.pause(kind="agent", name="echo")
     return {
         "thread_id": [str(pk) for pk in Thread.objects.order_by("pk").values_list("pk", flat=True)],
         # Those that can still be changed come up more often.
@@ -92,7 +94,7 @@ def ids(settings: Any, api: Any) -> dict[str, list[str]]:
 @pytest.fixture
 def credentials(path: str, settings: Any) -> dict[str, dict[str, str]]:
     """A token; a session of somebody on the staff where none would do."""
-    if not path.endswith(("/run-now", "/versions")):
+    if not path.endswith(("/run-now", "/versions", "/pauses")):
         return {"headers": {"Authorization": f"Bearer {make.token(scope=scene.SCOPE)[1]}"}}
     settings.MAILBOX = {**settings.MAILBOX, "scope_for_user": "tests.api.test_dead_letters.scope_of_user"}
     client, csrf = Client(), "a" * 32
@@ -129,6 +131,8 @@ def explore(
                 case.path_parameters[name] = data.draw(st.sampled_from(ids[name]))
         if data.draw(st.booleans()):
             name_what_there_is(case.body, ids)
+        if "name" in (case.query or {}) and data.draw(st.booleans()):
+            case.query.update(kind="agent", name="echo")
         response = case.call(**credentials)
         statuses.append(response.status_code)
         case.validate_response(response, checks=CHECKS)

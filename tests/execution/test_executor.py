@@ -19,6 +19,7 @@ from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
 from mailbox_app.execution.pool import Pool
 from mailbox_app.models import Dispatch
+from mailbox_app.operations import pauses, recover
 from tests.execution.conftest import Register
 from tests.operations import scene
 from tests.races.actors import until
@@ -88,6 +89,24 @@ def test_an_async_run_keeps_a_slot_that_is_a_process(executor: Executor, registe
     posted = scene.post(agent="probe")
     assert executor.work(queue=queue, worker="worker@here:1", own_process=True) == 1
     assert scene.run(posted).final_output == "done"
+
+
+@pytest.mark.parametrize("kind", ["agent", "queue", "thread"])
+def test_a_slot_neither_loops_over_paused_work_nor_passes_its_signal_on(
+    executor: Executor, queue: str, kind: str
+) -> None:
+    posted = scene.post()
+    name = {"agent": "echo", "queue": queue, "thread": str(posted.thread_id)}[kind]
+    pauses.pause(kind=kind, name=name)
+    began = time.monotonic()
+    assert work(executor, queue) == 0
+    assert time.monotonic() - began < conf.claim_budget_seconds / 2, "it has not waited for what cannot start"
+    assert waiting(queue) == 0
+    executor.stop_claiming()
+    assert (work(executor, queue), waiting(queue)) == (0, 0), "nor when it leaves"
+    assert (recover.signal(), waiting(queue)) == (0, 0)
+    pauses.resume(kind=kind, name=name)
+    assert waiting(queue) == 1, "resuming wakes a worker"
 
 
 def test_a_full_process_claims_sync_work_alone_and_passes_the_signal_on(

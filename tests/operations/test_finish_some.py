@@ -114,7 +114,7 @@ def test_a_thread_with_more_to_do_is_due_again() -> None:
     claims = claimed(3)
     scene.post("next", thread_id=claims[0].thread_id)
     settle.finish_some([finishing(one) for one in claims])
-    due = Thread.objects.due(scene.QUEUE).values_list("pk", flat=True)
+    due = Thread.objects.filter(due_queue=scene.QUEUE).values_list("pk", flat=True)
     assert list(due) == [claims[0].thread_id]
 
 

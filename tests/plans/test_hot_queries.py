@@ -15,7 +15,7 @@ from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, missing, ownership, replay
+from mailbox_app.operations import candidates, claim, deliver, freeze, limits, missing, ownership, replay
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -62,6 +62,12 @@ FILL = """
         '{}', '', 'new_run', 'batch', false, ''
     FROM mailbox_thread;
 
+    INSERT INTO mailbox_pause (id, kind, name, scope, note, paused_by)
+    SELECT id, 'thread', id::text, 'acme', '', '' FROM mailbox_thread WHERE due_at IS NULL;
+    INSERT INTO mailbox_pause (id, kind, name, scope, note, paused_by)
+    SELECT gen_random_uuid(), kind, 'agent-' || n, '', '', ''
+    FROM unnest(ARRAY['agent', 'queue']) AS kind, generate_series(1, 10, 9) AS n;
+
     INSERT INTO mailbox_journalentry (run_id, turn, verb, name, key, n, arguments_hash)
     SELECT id, 1, 'step', 'look-up', '', n, '' FROM mailbox_thread, generate_series(1, 2) AS n;
 """
@@ -69,14 +75,14 @@ FILL = """
 
 @pytest.fixture(scope="module")
 def _filled(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
-    """5,000 threads, seen by all tests of this file and by none after them."""
+    """5,000 threads, many of them and an agent paused, seen by all tests of this file and by none after them."""
     with django_db_blocker.unblock():
         with connection.cursor() as cursor:
             cursor.execute(FILL)
             cursor.execute("ANALYZE")
         yield
         with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE mailbox_thread CASCADE")
+            cursor.execute("TRUNCATE mailbox_thread, mailbox_pause CASCADE")
             cursor.execute("ANALYZE")
 
 
@@ -149,6 +155,13 @@ def test_a_claim_finds_head_and_run_by_index() -> None:
     assert_uses("dispatch_one_live_per_run", look, sorts=True)
 
 
+def test_a_mailbox_s_queued_runs_are_counted_by_index_up_to_the_bound() -> None:
+    params = {"thread": a_thread().pk, "open": None, "most": 20}
+    plan = explain(limits.QUEUED, params)
+    assert {"dispatch_head", "dispatch_waking"} & {node.get("Index Name") for node in plan}, plan
+    assert "Limit" in {node["Node Type"] for node in plan}
+
+
 def test_a_worker_proves_its_claim_in_one_probe() -> None:
     sql = ownership._HELD.replace("{columns}", "dispatch.*, run.*")
     params = {"thread": a_thread().pk, "dispatch": uuid.uuid4(), "token": uuid.uuid4()}
@@ -192,8 +205,32 @@ def test_a_renewal_looks_among_claims_alone() -> None:
 
 
 def test_whether_a_queue_has_due_work_is_one_probe() -> None:
-    assert_uses("thread_due", Thread.objects.due("mailbox.default")[:1])
     assert_uses("thread_due", (candidates.HAS_DUE, {"queue": "mailbox.default"}))
+
+
+def test_how_much_is_due_on_each_queue_is_counted_by_index() -> None:
+    assert_uses("thread_due", (candidates.DUE_QUEUES, {"most": 8}), sorts=True)
+    assert candidates.due_queues(most=8) == {"mailbox.default": 8}
+
+
+def test_whether_it_is_paused_is_one_probe_of_an_index_of_few() -> None:
+    runnable = candidates.Runnable.of(["agent-0", "agent-1", "agent-2"])
+    params = {**candidates.lanes("mailbox.default", runnable), "limit": 1, "width": 8, "without": []}
+    for sql, given in (
+        (candidates.LOCK.replace("{columns}", "thread.id"), params),
+        (claim._HEADS.replace("{columns}", "dispatch.*"), {"threads": [a_thread().pk], "open": [None]}),
+        (candidates.HAS_DUE, {"queue": "mailbox.default"}),
+        (candidates.DUE_LANES, {}),
+        (candidates.DUE_QUEUES, {"most": 8}),
+    ):
+        probes = [node for node in explain(sql, given) if node.get("Index Name") == "pause_once"]
+        assert len(probes) == 2, (sql, probes)
+        assert all("kind" in node["Index Cond"] for node in probes), sql
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {candidates.LOCK.replace('{columns}', 'thread.id')}", params)
+        [lane] = [one for one in nodes(cursor.fetchone()[0][0]["Plan"]) if one.get("Subplan Name") == "CTE lane"]
+    assert lane["Actual Rows"] == 4, "two agents, each with one version and the end of them; the paused one is no lane"
+    assert sorted(candidates.due_lanes()) == [("mailbox.default", "agent-0"), ("mailbox.default", "agent-2")]
 
 
 def test_which_agents_have_due_work_is_one_probe_each() -> None:

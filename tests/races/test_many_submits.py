@@ -2,12 +2,13 @@
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from mailbox_app.errors import DuplicateKey
+from mailbox_app.errors import DuplicateKey, MailboxFull
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
-from mailbox_app.operations import recover
+from mailbox_app.operations import recover, submit
 from tests.operations import scene
 from tests.races.actors import Process, crew, processes
 
@@ -69,3 +70,28 @@ def test_a_dedupe_key_is_given_once_and_the_others_are_told_to_whom() -> None:
     (holder,) = Run.objects.values_list("pk", flat=True)
     assert sorted(answers) == sorted([str(holder), *[f"held by {holder}"] * 3])
     assert Thread.objects.count() == 1
+
+
+def test_callers_at_the_same_time_never_overfill_a_bounded_mailbox(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "max_queued_per_thread": 5}
+
+    def post(key: str) -> int:
+        try:
+            scene.post(thread_key=key)
+        except MailboxFull:
+            return 0
+        return 1
+
+    def batch(key: str) -> int:
+        one = {"messages": ["hello"], "agent": "echo", "thread_key": key}
+        try:
+            return len(submit.many(scope=scene.SCOPE, submissions=[one, one]))
+        except MailboxFull:
+            return 0
+
+    with crew(6) as together:
+        for number in range(5):
+            accepted = sum(together(*[partial(post, f"k{number}")] * 3, *[partial(batch, f"k{number}")] * 3))
+            assert Run.objects.filter(thread__key=f"k{number}").count() == accepted
+            assert accepted in (4, 5), "as much as fits, whoever came first"
+            assert accepted == 5 or post(f"k{number}") == 1

@@ -116,6 +116,11 @@ def two_registrations() -> Any:
     return given.registration(worker="w", agent="b")
 
 
+def two_pauses() -> Any:
+    given.pause(name="a")
+    return given.pause(name="b")
+
+
 def two_agent_versions() -> Any:
     given.agent_version(version="a")
     return given.agent_version(version="b")
@@ -384,6 +389,13 @@ CASES: dict[str, Case | list[Case]] = {
     "agent_version_names_not_blank": blank(given.agent_version, "agent", "version"),
     "agent_version_once": Case(two_agent_versions, ["version = 'a'"], ["version = 'a', agent = 'other'"]),
     "agent_registration_once_per_worker": Case(two_registrations, ["agent = 'a'"], ["agent = 'a', worker = 'v'"]),
+    # pauses
+    "pause_name_not_blank": blank(given.pause, "name"),
+    "pause_kind_known": Case(given.pause, ["kind = 'run'"], ["kind = 'queue'"]),
+    "pause_scope_iff_of_thread": Case(
+        given.pause, ["scope = 'acme'", "kind = 'thread'"], ["kind = 'thread', scope = 'acme'"]
+    ),
+    "pause_once": Case(two_pauses, ["name = 'a'"], ["name = 'a', kind = 'queue'"]),
     # API
     "idempotency_key_names_not_blank": blank(given.idempotency_key, "scope", "key"),
     "idempotency_key_unique_in_scope": Case(two_idempotency_keys, ["key = 'k'"], ["key = 'k', scope = 'other'"]),

@@ -44,6 +44,7 @@ PROBLEMS: dict[str, Problem] = {
     "thread_not_found": Problem(404, "There is no such thread"),
     "run_not_found": Problem(404, "There is no such run"),
     "dead_letter_not_found": Problem(404, "There is no such dead letter"),
+    "not_paused": Problem(404, "There is no such pause"),
     "method_not_allowed": Problem(405, "The address does not support this method"),
     "not_acceptable": Problem(406, "No representation matches the Accept header"),
     "conflict": Problem(409, "The state has moved on"),
@@ -64,6 +65,7 @@ PROBLEMS: dict[str, Problem] = {
     "invalid_input": Problem(422, "Something in the request is not acceptable"),
     "unknown_agent": Problem(422, "No worker knows this agent"),
     "throttled": Problem(429, "Too many requests, or runs, in this minute"),
+    "mailbox_full": Problem(429, "The thread holds as many queued runs as are allowed", 5),
     "internal_error": Problem(500, "The server failed"),
     "retryable": Problem(503, "Nothing was written: try again", 1),
     "unavailable": Problem(503, "The database cannot be reached just now", 1),
@@ -130,10 +132,10 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
     match error:
         case InvalidInput():
             return problem(error.code, error.message, errors=error.errors, facts=error.facts)
-        case Retryable():
-            return problem("retryable", error.message, facts=error.facts)
         case MailboxError() if error.code in PROBLEMS:
             return problem(error.code, error.message, facts=error.facts)
+        case Retryable():
+            return problem("retryable", error.message, facts=error.facts)
         case Http404():
             return problem("not_found", "There is nothing at this address.")
         case PermissionDenied():

@@ -9,7 +9,7 @@ from typing import Any
 from rest_framework import serializers
 
 from mailbox_app.api.v1.fields import Content, Object, Word
-from mailbox_app.models import Role, Visibility
+from mailbox_app.models import PauseKind, Role, Visibility
 from mailbox_app.operations import submission
 
 
@@ -94,6 +94,14 @@ class ReplayManySerializer(ReplaySerializer):
     filter = DeadLetterFilterSerializer(help_text="An empty one matches all.")
     limit = serializers.IntegerField(
         required=False, allow_null=True, min_value=1, max_value=200, help_text="50 unless given."
+    )
+
+
+class NewPauseSerializer(serializers.Serializer[Any]):
+    kind = Word(PauseKind)
+    name = serializers.CharField(max_length=200, help_text="The agent's or queue's, known or not; the thread's id.")
+    note = serializers.CharField(
+        required=False, allow_null=True, allow_blank=True, max_length=500, help_text="Why, for all who look."
     )
 
 

@@ -5,7 +5,19 @@ from typing import Any
 from rest_framework import serializers
 
 from mailbox_app.api.v1.fields import Anything, Content, Instant, Object, Passed, Word
-from mailbox_app.models import Dispatch, Event, Message, Role, Run, TerminationType, Thread, Visibility
+from mailbox_app.models import (
+    BlockedReason,
+    Dispatch,
+    Event,
+    Message,
+    Pause,
+    PauseKind,
+    Role,
+    Run,
+    TerminationType,
+    Thread,
+    Visibility,
+)
 from mailbox_app.operations import cancel
 from mailbox_app.states import DispatchStatus, RunStatus
 
@@ -20,6 +32,22 @@ class ReceiptSerializer(serializers.Serializer[Any]):
 
 class BatchSerializer(serializers.Serializer[Any]):
     items = ReceiptSerializer(many=True, help_text="In the order of the request.")
+
+
+class PauseSerializer(serializers.Serializer[Pause]):
+    """Nothing of it starts until somebody resumes it."""
+
+    kind = Word(PauseKind)
+    name = serializers.CharField(help_text="The agent's or queue's; the thread's id.")
+    note = serializers.CharField(allow_blank=True)
+    paused_by = serializers.CharField(allow_blank=True)
+    paused_at = Instant()
+
+
+class PausePageSerializer(serializers.Serializer[Any]):
+    items = PauseSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Opaque; null on the last page.")
+    has_more = serializers.BooleanField()
 
 
 class DispatchSerializer(serializers.Serializer[Dispatch]):
@@ -79,6 +107,7 @@ class RunSerializer(RunItemSerializer):
     input_tokens = serializers.IntegerField()
     output_tokens = serializers.IntegerField()
     dispatch = DispatchSerializer(source="latest_dispatch", allow_null=True, help_text="Null once it was pruned.")
+    pauses = PauseSerializer(many=True, help_text="That keep it from starting now, the oldest first.")
 
 
 class RunPageSerializer(serializers.Serializer[Any]):
@@ -185,8 +214,17 @@ class ThreadSerializer(serializers.Serializer[Thread]):
     last_cursor = serializers.IntegerField(help_text="The latest event's cursor.")
     open_run_id = serializers.UUIDField(allow_null=True)
     latest_run_id = serializers.UUIDField(allow_null=True)
+    blocked_reason = serializers.CharField(
+        allow_blank=True, help_text=f"Why what is queued does not start: {', '.join(BlockedReason.values)}; or blank."
+    )
     created_at = Instant()
     updated_at = Instant()
+
+
+class ThreadDetailSerializer(ThreadSerializer):
+    """A thread, with what keeps it from going on."""
+
+    pauses = PauseSerializer(many=True, help_text="That keep it from going on now, the oldest first.")
 
 
 class ThreadPageSerializer(serializers.Serializer[Any]):

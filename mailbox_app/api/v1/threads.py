@@ -1,5 +1,7 @@
 """Threads: make one, list them, read one's log."""
 
+from typing import Any
+
 from django.http.response import HttpResponseBase
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
@@ -11,7 +13,7 @@ from mailbox_app.api.v1.pagination import Newest, choice_of, limit_of, number_of
 from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models import Message, Thread, Visibility
-from mailbox_app.operations import inputs, submit
+from mailbox_app.operations import inputs, pauses, submit
 from mailbox_app.operations import threads as verbs
 
 _FIELDS = set(requests.NewThreadSerializer().fields)
@@ -49,7 +51,7 @@ class ThreadsView(MailboxView):
         summary="Create a thread",
         tags=["threads"],
         request=requests.NewThreadSerializer,
-        responses={201: serializers.ThreadSerializer},
+        responses={201: serializers.ThreadDetailSerializer},
         parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
     )  # fmt: skip
     def post(self, request: Request) -> HttpResponseBase:
@@ -61,8 +63,8 @@ class ThreadsView(MailboxView):
         def act() -> Response:
             thread_id = submit.thread(scope=scope, **body).pk
             # Read anew: the times in the row are the database's.
-            answer = serializers.ThreadSerializer(find(scope, str(thread_id)))
-            return Response(answer.data, status=201, headers={"Location": self.link("thread", thread_id=thread_id)})
+            answer = _shown(find(scope, str(thread_id)))
+            return Response(answer, status=201, headers={"Location": self.link("thread", thread_id=thread_id)})
 
         return idempotency.once(request, scope=scope, body=body, act=act)
 
@@ -74,12 +76,12 @@ class ThreadView(MailboxView):
         summary="Look at a thread",
         tags=["threads"],
         parameters=[THREAD_ID],
-        responses={200: serializers.ThreadSerializer},
+        responses={200: serializers.ThreadDetailSerializer},
     )  # fmt: skip
     def get(self, request: Request, thread_id: str) -> Response:
         """A thread."""
         parameters(request)
-        return Response(serializers.ThreadSerializer(find(self.scope, thread_id)).data)
+        return Response(_shown(find(self.scope, thread_id)))
 
     @operation(
         400, 404, 410, 413, 415, 422,
@@ -88,14 +90,14 @@ class ThreadView(MailboxView):
         tags=["threads"],
         parameters=[THREAD_ID],
         request=requests.ThreadChangeSerializer,
-        responses={200: serializers.ThreadSerializer},
+        responses={200: serializers.ThreadDetailSerializer},
     )  # fmt: skip
     def patch(self, request: Request, thread_id: str) -> Response:
         """Give a thread another title, other metadata, or both."""
         parameters(request)
         wanted = path_id("thread_id", thread_id)
         verbs.change(scope=self.scope, thread_id=wanted, **body_of(request, _CHANGES))
-        return Response(serializers.ThreadSerializer(find(self.scope, thread_id)).data)
+        return Response(_shown(find(self.scope, thread_id)))
 
     @operation(
         400, 404, 409, 410, 422,
@@ -157,3 +159,8 @@ def find(scope: str, given: str) -> Thread:
     if thread.deleted_at is not None:
         raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
     return thread
+
+
+def _shown(thread: Thread) -> Any:
+    thread.pauses = pauses.of_thread(thread)  # type: ignore[attr-defined]
+    return serializers.ThreadDetailSerializer(thread).data
