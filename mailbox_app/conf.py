@@ -99,6 +99,9 @@ class Settings:
     cancel_wait_seconds: float = _setting(
         5.0, "longest a cancel request waits for its run (`?wait=`)", least=0, most=60
     )
+    cancel_grace_seconds: float = _setting(
+        30.0, "how long a run that was asked to stop may go on before it ends without its code", least=0.1, most=86_400
+    )
     wait_poll_seconds: float = _setting(
         0.5, "longest pause between two looks at a run a request waits for", least=0.01, most=60
     )

@@ -226,7 +226,13 @@ class _NoLease(LeaseKeeper):
 
     @contextlib.contextmanager
     def holding(
-        self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
+        self,
+        claim: Claim,
+        *,
+        stop_with: Callable[[Stop], None],
+        on_timeout: Callable[[], None],
+        timeout: float,
+        **_: Any,
     ) -> Iterator[None]:
         def stop() -> None:
             stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {timeout:g} s"))

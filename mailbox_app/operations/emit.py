@@ -9,7 +9,9 @@ from mailbox_app.telemetry import observe_on_commit
 # Beside `Kind`: what people did to a thread, a run or a dead letter.
 THREAD_UPDATED = "ThreadUpdated"
 THREAD_DELETED = "ThreadDeleted"
+THREAD_INTERRUPTED = "ThreadInterrupted"
 RUN_CANCEL_REQUESTED = "RunCancelRequested"
+RUN_INTERRUPTED = "RunInterrupted"
 RUN_MADE_DUE = "RunMadeDue"
 DEAD_LETTER_REPLAYED = "DeadLetterReplayed"
 DEAD_LETTER_DISCARDED = "DeadLetterDiscarded"

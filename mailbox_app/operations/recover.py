@@ -4,7 +4,8 @@ The story of one lease. A worker claims a dispatch until `lease_until` and prolo
 killed. Nothing happens until the lease is over; then the next sweep takes the thread's fence, finds the lease still
 over, and queues the dispatch again: `lost_count` goes up, attempts do not. Whoever claims it next replays the turn from
 its journal. Should the first worker have been only asleep, its token now owns nothing, and each of its writes is
-refused. A dispatch that costs `max_lost` workers their lease is a dead letter.
+refused. A dispatch that costs `max_lost` workers their lease is a dead letter. One that was to stop is not queued
+again: its run ends cancelled, with its lease or, where leases are long, when a worker would long have ended it.
 """
 
 import logging
@@ -34,6 +35,32 @@ def reclaim() -> int:
             facts = {"thread_id": thread_id, "error": type(error).__name__}
             observe("reclaim.failed", level=logging.ERROR, **facts)
     return reclaimed
+
+
+def finish_cancelled() -> int:
+    """End up to one batch of runs that were asked to stop and whose worker does nothing about it; returns how many.
+
+    A worker that lives learns of the request with its next renewal at the latest, and ends the run itself when
+    `cancel_grace_seconds` are over: it is given that time.
+    """
+    patience = conf.cancel_grace_seconds + conf.renewal_seconds
+    ignoring = Dispatch.objects.ignoring(seconds=patience).order_by("cancel_requested_at", "id")
+    ended = 0
+    for thread_id in list(ignoring.values_list("thread_id", flat=True)[: conf.batch_size]):
+        with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
+            for thread in threads:
+                dispatch = (
+                    Dispatch.objects.filter(thread=thread).ignoring(seconds=patience).select_related("run").first()
+                )
+                if dispatch is not None:
+                    _disown(dispatch)
+                    observe(
+                        "run.cancel_ignored", level=logging.WARNING, dispatch_id=dispatch.pk, run_id=dispatch.run_id
+                    )
+                    ending.cancel(thread, dispatch)
+                    ended += 1
+        hints.tell(*threads)
+    return ended
 
 
 def repair() -> int:
@@ -88,8 +115,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
             dispatch = expired.select_for_update(no_key=True, of=("self",)).first()
             if dispatch is None:
                 return 0
-            # What ends the claim here must not look to its worker like the end it gave it itself.
-            Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)
+            _disown(dispatch)
             dispatch.lost_count += 1
             reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
             worker, dispatch_id = dispatch.claimed_by, dispatch.pk
@@ -112,6 +138,11 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
         observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
         hints.tell(thread)
     return len(threads)
+
+
+def _disown(dispatch: Dispatch) -> None:
+    """What ends the claim here must not look to its worker like the end it gave it itself."""
+    Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)
 
 
 def _slots_by_queue() -> dict[str, int]:
