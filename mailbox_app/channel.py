@@ -167,7 +167,9 @@ def listen(topic: str) -> Iterator[Any]:
         try:
             if url:
                 for message in _heard(url, topic):
-                    was_told = False
+                    if was_told:
+                        observe("listen.resumed", topic=topic)
+                        was_told = False
                     if message is not None:
                         yield message
         except (redis.RedisError, OSError) as error:
@@ -183,7 +185,8 @@ def _heard(url: str, topic: str) -> Iterator[Any]:
     client = redis.Redis.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
     )
-    with contextlib.closing(client), client.pubsub() as subscription:
+    subscription: Any = client.pubsub()  # type: ignore[no-untyped-call]
+    with contextlib.closing(client), subscription:
         subscription.subscribe(f"{_PREFIX}{topic}")
         heard_at = pinged_at = time.monotonic()
         while True:

@@ -67,7 +67,7 @@ def _refuse_unknown(thread: Thread, wanted: set[uuid.UUID]) -> None:
 
 
 def _requeued(thread: Thread, run: Run | None, messages: list[Message]) -> Queued | None:
-    ended = run or Run.objects.get(pk=thread.latest_run_id)
+    ended = run or Run.objects.filter(thread=thread).latest("order")
     last = Dispatch.objects.of_run(ended.pk).order_by("created_at", "id").last()
     return enqueue.unread(thread=thread, ended=ended, dispatch=last or _as_asked(ended), messages=messages)
 

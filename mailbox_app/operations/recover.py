@@ -10,6 +10,7 @@ again: its run ends cancelled, with its lease or, where leases are long, when a 
 
 import logging
 import uuid
+from collections.abc import Callable, Sequence
 
 from django.db import InterfaceError, OperationalError
 from django.db.models import Q
@@ -25,16 +26,7 @@ from mailbox_app.telemetry import observe
 def reclaim() -> int:
     """Take back up to one batch of expired claims, one transaction a thread; returns how many."""
     expired = Dispatch.objects.expired().order_by("lease_until", "id").values_list("thread_id", flat=True)
-    reclaimed = 0
-    for thread_id in list(expired[: conf.batch_size]):
-        try:
-            reclaimed += _reclaim_on(thread_id)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # one bad row keeps no other lease from being taken back
-            facts = {"thread_id": thread_id, "error": type(error).__name__}
-            observe("reclaim.failed", level=logging.ERROR, **facts)
-    return reclaimed
+    return _each(list(expired[: conf.batch_size]), _reclaim_on, "reclaim.failed")
 
 
 def finish_cancelled() -> int:
@@ -43,24 +35,9 @@ def finish_cancelled() -> int:
     A worker that lives learns of the request with its next renewal at the latest, and ends the run itself when
     `cancel_grace_seconds` are over: it is given that time.
     """
-    patience = conf.cancel_grace_seconds + conf.renewal_seconds
-    ignoring = Dispatch.objects.ignoring(seconds=patience).order_by("cancel_requested_at", "id")
-    ended = 0
-    for thread_id in list(ignoring.values_list("thread_id", flat=True)[: conf.batch_size]):
-        with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
-            for thread in threads:
-                dispatch = (
-                    Dispatch.objects.filter(thread=thread).ignoring(seconds=patience).select_related("run").first()
-                )
-                if dispatch is not None:
-                    _disown(dispatch)
-                    observe(
-                        "run.cancel_ignored", level=logging.WARNING, dispatch_id=dispatch.pk, run_id=dispatch.run_id
-                    )
-                    ending.cancel(thread, dispatch)
-                    ended += 1
-        hints.tell(*threads)
-    return ended
+    ignoring = Dispatch.objects.ignoring(seconds=_patience()).order_by("cancel_requested_at", "id")
+    threads = ignoring.values_list("thread_id", flat=True)
+    return _each(list(threads[: conf.batch_size]), _finish_cancelled_on, "finish_cancelled.failed")
 
 
 def repair() -> int:
@@ -105,6 +82,37 @@ def signal() -> int:
         threads = len(Thread.objects.due(queue).values_list("pk", flat=True)[:slots])
         sent += hints.fill(queue, signals=threads)
     return sent
+
+
+def _each(thread_ids: Sequence[uuid.UUID], act: Callable[[uuid.UUID], int], failed: str) -> int:
+    done = 0
+    for thread_id in thread_ids:
+        try:
+            done += act(thread_id)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # one bad row keeps nobody else from what is due to it
+            observe(failed, level=logging.ERROR, thread_id=thread_id, error=type(error).__name__)
+    return done
+
+
+def _patience() -> float:
+    return float(conf.cancel_grace_seconds + conf.renewal_seconds)
+
+
+def _finish_cancelled_on(thread_id: uuid.UUID) -> int:
+    ended = 0
+    with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
+        for thread in threads:
+            ignoring = Dispatch.objects.filter(thread=thread).ignoring(seconds=_patience())
+            for dispatch in ignoring.select_related("run"):
+                _disown(dispatch)
+                ids = {"thread_id": thread_id, "run_id": dispatch.run_id, "dispatch_id": dispatch.pk}
+                observe("run.cancel_ignored", level=logging.WARNING, **ids, worker=dispatch.claimed_by)
+                ending.cancel(thread, dispatch)
+                ended += 1
+    hints.tell(*threads)
+    return ended
 
 
 def _reclaim_on(thread_id: uuid.UUID) -> int:

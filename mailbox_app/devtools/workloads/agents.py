@@ -58,6 +58,23 @@ def stuck(ctx: Context) -> None:
             time.sleep(0.05)
 
 
+@agent("workload.polls")
+def polls(ctx: Context) -> None:
+    """Look at checkpoints, again and again, until one says to stop."""
+    with _telling(ctx):
+        while True:
+            ctx.checkpoint()
+            time.sleep(0.05)
+
+
+@agent("workload.ignores")
+def ignores(ctx: Context) -> None:
+    """Heed nothing until the file `gate` exists."""
+    with _telling(ctx):
+        while not Path(ctx.options["gate"]).exists():
+            time.sleep(0.05)
+
+
 @agent("workload.waits")
 async def waits(ctx: AsyncContext) -> str:
     """Wait on the event loop until the file `gate` exists; says "in" before and "out" after."""
