@@ -4,8 +4,10 @@ The story of one lease. A worker claims a dispatch until `lease_until` and prolo
 killed. Nothing happens until the lease is over; then the next sweep takes the thread's fence, finds the lease still
 over, and queues the dispatch again: `lost_count` goes up, attempts do not. Whoever claims it next replays the turn from
 its journal. Should the first worker have been only asleep, its token now owns nothing, and each of its writes is
-refused. A dispatch that costs `max_lost` workers their lease is a dead letter. One that was to stop is not queued
-again: its run ends cancelled, with its lease or, where leases are long, when a worker would long have ended it.
+refused. One that has cost `quarantine_after` workers their lease goes on in a queue of its own, if somebody serves
+that, so that its neighbours are not taken along again. A dispatch that costs `max_lost` workers their lease is a dead
+letter. One that was to stop is not queued again: its run ends cancelled, with its lease or, where leases are long, when
+a worker would long have ended it.
 """
 
 import logging
@@ -137,6 +139,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
                     RECLAIM,
                     lost_count=dispatch.lost_count,
                     last_error=reason,
+                    queue=_queue_for(dispatch),
                     available_at=thread.locked_at,
                     **UNCLAIMED,
                 )
@@ -146,6 +149,17 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
         observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
         hints.tell(thread)
     return len(threads)
+
+
+def _queue_for(dispatch: Dispatch) -> str:
+    """Where a dispatch that lost another lease goes on. In quarantine only if a worker is there: nobody else looks."""
+    if dispatch.lost_count < conf.quarantine_after or dispatch.queue == conf.quarantine_queue:
+        return dispatch.queue
+    there = AgentRegistration.objects.live().filter(agent=dispatch.agent, queues__contains=[conf.quarantine_queue])
+    if not conf.quarantine_queue or not there.exists():
+        return dispatch.queue
+    observe("dispatch.quarantined", level=logging.WARNING, dispatch_id=dispatch.pk, run_id=dispatch.run_id)
+    return str(conf.quarantine_queue)
 
 
 def _disown(dispatch: Dispatch) -> None:

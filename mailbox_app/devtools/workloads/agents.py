@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,13 @@ def ignores(ctx: Context) -> None:
     with _telling(ctx):
         while not Path(ctx.options["gate"]).exists():
             time.sleep(0.05)
+
+
+@agent("workload.poison")
+def poison(ctx: Context) -> None:
+    """End its process, as the kernel does when memory is short."""
+    with _telling(ctx):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @agent("workload.waits")
