@@ -179,6 +179,11 @@ def test_a_foreground_submit_on_an_idle_or_new_thread_is_a_plain_one() -> None:
     assert "ThreadInterrupted" not in scene.kinds(again)
 
 
+def test_the_thread_is_due_for_what_interrupts_and_no_longer_for_what_it_superseded() -> None:
+    first = scene.post("first", priority=1)
+    assert scene.flag(cut_in(first)) == scene.DUE
+
+
 def test_the_dedupe_key_of_a_superseded_run_is_free_for_the_one_that_interrupts() -> None:
     first = scene.post(dedupe_key="once")
     posted = cut_in(first, dedupe_key="once")
