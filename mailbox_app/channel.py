@@ -142,6 +142,18 @@ def is_reachable() -> bool:
         return False
 
 
+def server_facts() -> dict[str, Any]:
+    """What Redis says of itself (INFO); {} when there is none, or it does not answer."""
+    client = _client()
+    if client is None:
+        return {}
+    try:
+        return dict(client.info())
+    except redis.RedisError as error:
+        breaker_of(conf.redis_url).failed("channel", error)
+        return {}
+
+
 def publish(topic: str, message: dict[str, Any]) -> None:
     """Tell whoever listens on the topic just now."""
     for heard in _silences:

@@ -154,6 +154,18 @@ def broker_options() -> dict[str, Any]:
     return {name: current_app.conf.get(name) for name in names}
 
 
+def ask_broker() -> tuple[str, str]:
+    """The broker's transport, and what is wrong with it: blank if it answers within `broker_timeout_seconds`."""
+    kind = _broker_url().partition(":")[0] or "amqp"
+    try:
+        with _publishers().acquire(block=True, timeout=conf.broker_timeout_seconds) as publisher:
+            _waiting(conf.default_queue, publisher)
+    except Exception as error:  # each transport has errors of its own
+        _pools.clear()
+        return kind, f"{type(error).__name__}: {error}"[:200]
+    return kind, ""
+
+
 def _publishers() -> ProducerPool:
     """This process's connections for signals: time-boxed, unlike Celery's own, whose sockets may block without end."""
     url = _broker_url()

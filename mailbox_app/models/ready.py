@@ -30,19 +30,23 @@ HEADS_OF = """
     (
         SELECT TRUE AS is_due, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
-        WHERE thread_id = {thread} AND status = 'queued' AND ({run} IS NULL OR run_id = {run})
-            AND available_at <= statement_timestamp()
+        WHERE thread_id = {thread} AND status = 'queued' AND available_at <= statement_timestamp()
         ORDER BY priority, "order", id LIMIT 1
     )
     UNION ALL
     (
         SELECT FALSE, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
-        WHERE thread_id = {thread} AND status = 'queued' AND ({run} IS NULL OR run_id = {run})
+        WHERE thread_id = {thread} AND status = 'queued'
         ORDER BY available_at, id LIMIT 1
     )
 """
-HEADS = HEADS_OF.format(thread="%(thread)s", run="%(run)s::uuid")
+HEADS = HEADS_OF.format(thread="%(thread)s")
+# While a run is open, its own: one at most.
+HEAD_OF_RUN = """
+    SELECT available_at <= statement_timestamp(), available_at, priority, queue, agent, version_key
+    FROM mailbox_dispatch WHERE run_id = %(run)s AND status = 'queued'
+"""
 
 
 class ReadyFlag(models.Model):
@@ -110,9 +114,10 @@ class ReadyFlag(models.Model):
         if self.active_run_id is not None or self.deleted_at is not None:
             return
         if found is None:
-            found = ask(HEADS, {"thread": self.pk, "run": self.open_run_id})
-        if not found and self.open_run_id is not None and ask(HEADS, {"thread": self.pk, "run": None}):
-            self.blocked_reason = BlockedReason.OPEN_RUN
+            thread = {"thread": self.pk}
+            found = ask(HEADS, thread) if self.open_run_id is None else ask(HEAD_OF_RUN, {"run": self.open_run_id})
+            if not found and self.open_run_id is not None and ask(HEADS, thread):
+                self.blocked_reason = BlockedReason.OPEN_RUN
         if found:
             is_due, *head = max(found, key=lambda row: row[0])
             self._point_at(is_due, *head)

@@ -57,7 +57,8 @@ _CANDIDATES = (
 """
 )
 # Of these, those that nobody holds. Each row is looked at again under its lock: what is no longer due by then is left
-# out. One row comes back even if none could be locked.
+# out. One row comes back even if none could be locked. Said so that no index fits: else, while statistics are old, all
+# that is due may be read to find these few among it.
 LOCK = (
     _CANDIDATES
     + """
@@ -66,7 +67,7 @@ LOCK = (
     LEFT JOIN (
         SELECT mailbox_thread.*
         FROM candidate JOIN mailbox_thread ON mailbox_thread.id = candidate.id
-        WHERE mailbox_thread.due_queue = %(queue)s AND mailbox_thread.due_at IS NOT NULL
+        WHERE mailbox_thread.due_queue IS NOT DISTINCT FROM %(queue)s AND (mailbox_thread.due_at IS NULL) IS FALSE
             AND mailbox_thread.deleted_at IS NULL
         ORDER BY candidate.due_priority, candidate.due_at, candidate.id
         LIMIT %(limit)s

@@ -39,12 +39,17 @@ _HEADS = """
     SELECT {columns}
     FROM unnest(%(threads)s::uuid[], %(open)s::uuid[]) AS thread (id, open_run_id)
     CROSS JOIN LATERAL (
+        (
+            SELECT * FROM mailbox_dispatch
+            WHERE thread_id = thread.id AND status = 'queued' AND thread.open_run_id IS NULL
+                AND available_at <= statement_timestamp()
+            ORDER BY priority, "order", id
+            LIMIT 1
+        )
+        UNION ALL
+        -- An open run's own, of which there is one: whatever else waits on its thread is not read.
         SELECT * FROM mailbox_dispatch
-        WHERE thread_id = thread.id AND status = 'queued'
-            AND (thread.open_run_id IS NULL OR run_id = thread.open_run_id)
-            AND available_at <= statement_timestamp()
-        ORDER BY priority, "order", id
-        LIMIT 1
+        WHERE run_id = thread.open_run_id AND status = 'queued' AND available_at <= statement_timestamp()
     ) AS dispatch
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
 """

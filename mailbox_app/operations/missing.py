@@ -26,7 +26,7 @@ CODE = "agent_missing"
 Lane = tuple[str, str]
 
 # Threads, and dispatches, that one look goes through: most of them have been seen to by an earlier one.
-_WINDOW = 1_000
+_WINDOW = 200
 
 # The next threads of a lane whose head has not started; the place is that of the last one looked at.
 NEXT = """

@@ -23,24 +23,25 @@ _HELD = """
 """
 
 # The same for several claims, and what a completion asks besides: is there anything before the run that it has not read
-# (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag.
+# (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag. No EXISTS:
+# with old statistics all that is pending anywhere would be hashed for it.
 _ENDING = f"""
-    SELECT {{columns}}, EXISTS (
-        SELECT FROM mailbox_message
-        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id = dispatch.run_id AND NOT held
-    ) OR EXISTS (
-        SELECT FROM mailbox_message
-        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id IS NULL AND NOT held
-    ) OR EXISTS (
-        SELECT FROM mailbox_message
-        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND barrier AND NOT held
-    ), heads.*
+    SELECT {{columns}}, (
+        SELECT TRUE FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id = dispatch.run_id AND NOT held LIMIT 1
+    ) IS NOT NULL OR (
+        SELECT TRUE FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id IS NULL AND NOT held LIMIT 1
+    ) IS NOT NULL OR (
+        SELECT TRUE FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND barrier AND NOT held LIMIT 1
+    ) IS NOT NULL, heads.*
     FROM unnest(%(threads)s::uuid[], %(dispatches)s::uuid[], %(tokens)s::uuid[]) AS wanted (thread_id, id, token)
     JOIN mailbox_dispatch AS dispatch
         ON dispatch.thread_id = wanted.thread_id AND dispatch.id = wanted.id
         AND dispatch.status = 'claimed' AND dispatch.claim_token = wanted.token
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    LEFT JOIN LATERAL ({HEADS_OF.format(thread="dispatch.thread_id", run="NULL::uuid")}) AS heads ON TRUE
+    LEFT JOIN LATERAL ({HEADS_OF.format(thread="dispatch.thread_id")}) AS heads ON TRUE
 """
 
 

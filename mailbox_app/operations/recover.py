@@ -15,14 +15,40 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from django.db import InterfaceError, OperationalError
-from django.db.models import Q
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread
+from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread, ask
 from mailbox_app.operations import candidates, emit, ending
 from mailbox_app.states import RECLAIM
 from mailbox_app.telemetry import observe
+
+# Threads looked at by one `repair`.
+_WINDOW = 200
+# The next threads that have queued work, in the order of their ids: one hop each, whatever waits on them; and whether
+# nothing says so.
+_WITH_QUEUED_WORK = """
+    WITH RECURSIVE hop AS (
+        (
+            SELECT thread_id, 1 AS nth FROM mailbox_dispatch
+            WHERE status = 'queued' AND thread_id > %(after)s ORDER BY thread_id LIMIT 1
+        )
+        UNION ALL
+        SELECT following.thread_id, nth + 1
+        FROM hop CROSS JOIN LATERAL (
+            SELECT thread_id FROM mailbox_dispatch
+            WHERE status = 'queued' AND thread_id > hop.thread_id ORDER BY thread_id LIMIT 1
+        ) AS following
+        WHERE nth < %(limit)s
+    )
+    SELECT thread.id, due_at IS NULL AND wakes_at IS NULL AND active_run_id IS NULL AND blocked_reason = ''
+        AND deleted_at IS NULL
+    FROM hop JOIN mailbox_thread AS thread ON thread.id = hop.thread_id
+    ORDER BY thread.id
+"""
+_START = uuid.UUID(int=0)
+# How far this process has come.
+_looked_until = _START
 
 
 def reclaim() -> int:
@@ -45,25 +71,19 @@ def finish_cancelled() -> int:
 def repair() -> int:
     """Rewrite the flag of threads with queued work that are neither due, waking, claimed nor blocked; returns how many.
 
-    There must be none: each fence rewrites the flag. A find is an error in the app, repaired and told.
+    There must be none: each fence rewrites the flag. A find is an error in the app, repaired and told. One window of
+    the threads that have queued work; the next look goes on where this one ended.
     """
-    forgotten = (
-        Dispatch.objects.queued()
-        .filter(
-            Q(thread__due_at=None, thread__wakes_at=None, thread__active_run_id=None, thread__blocked_reason=""),
-            thread__deleted_at=None,
-        )
-        .order_by("thread_id")
-        .values_list("thread_id", flat=True)
-        .distinct()
-    )
-    found = list(forgotten[: conf.batch_size])
+    global _looked_until
+    looked_at = ask(_WITH_QUEUED_WORK, {"after": _looked_until, "limit": _WINDOW})
+    _looked_until = looked_at[-1][0] if len(looked_at) == _WINDOW else _START
+    found = [thread_id for thread_id, is_forgotten in looked_at if is_forgotten]
     if not found:
         return 0
     with (
         Thread.objects.filter(pk__in=found, due_at=None, wakes_at=None)
         .order_by("id")
-        .fence_free(limit=conf.batch_size) as threads
+        .fence_free(limit=_WINDOW) as threads
     ):
         pass  # leaving the fence judges each thread again
     repaired = [thread for thread in threads if thread.due_at or thread.wakes_at or thread.blocked_reason]

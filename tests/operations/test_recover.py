@@ -176,12 +176,14 @@ def test_a_forgotten_thread_is_found_mended_and_told(caplog: pytest.LogCaptureFi
         assert recover.repair() == 0
 
 
-def test_a_repair_is_bounded(settings: Any) -> None:
-    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
-    for _ in range(3):
+def test_a_repair_is_bounded_and_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover, "_WINDOW", 2)
+    for _ in range(5):
         scene.post()
+    second = scene.post("another", thread_id=Thread.objects.order_by("id")[0].pk)
     Thread.objects.update(due_at=None, due_priority=None, due_queue=None, due_agent=None, due_version=None)
-    assert (recover.repair(), recover.repair(), recover.repair()) == (2, 1, 0)
+    assert [recover.repair() for _ in range(4)] == [2, 2, 1, 0]
+    assert scene.thread(second).due_at is not None
 
 
 def test_a_deleted_thread_is_not_repaired() -> None:

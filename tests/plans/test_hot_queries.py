@@ -129,7 +129,7 @@ def test_a_claim_looks_for_candidates_in_one_index_range_an_agent() -> None:
 
 
 def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
-    look = ready.HEADS, {"thread": a_thread().pk, "run": None}
+    look = ready.HEADS, {"thread": a_thread().pk}
     plan = explain(*look)
     # With one queued dispatch a thread, either index leads to it.
     used = {node["Index Name"] for node in plan if "Index Name" in node}
@@ -138,9 +138,15 @@ def test_a_head_and_what_wakes_a_thread_are_one_probe_each() -> None:
     assert "Seq Scan" not in {node["Node Type"] for node in plan}, plan
 
 
+def test_an_open_run_s_own_dispatch_is_found_by_its_run() -> None:
+    assert_uses("dispatch_one_live_per_run", (ready.HEAD_OF_RUN, {"run": uuid.uuid4()}))
+
+
 def test_a_claim_finds_head_and_run_by_index() -> None:
     sql = claim._HEADS.replace("{columns}", "dispatch.*, run.*")
-    assert_uses("dispatch_head", (sql, {"threads": [a_thread().pk], "open": [None]}), sorts=True)
+    look = sql, {"threads": [a_thread().pk], "open": [None]}
+    assert_uses("dispatch_head", look, sorts=True)
+    assert_uses("dispatch_one_live_per_run", look, sorts=True)
 
 
 def test_a_worker_proves_its_claim_in_one_probe() -> None:
@@ -278,7 +284,8 @@ def test_a_thread_s_key_is_one_probe() -> None:
 
 def test_a_scope_s_runs_are_listed_newest_first() -> None:
     rows = Run.objects.in_scope("acme").filter(thread__deleted_at=None)
-    for cursor in (None, Newest("runs", by="created_at").at(Run.objects.all()[0])):
+    early = Run.objects.order_by("-created_at", "-pk")[50]
+    for cursor in (None, Newest("runs", by="created_at").at(early)):
         assert_uses("run_recent_in_scope", Newest("runs", by="created_at").after(rows, cursor)[:51], sorts=True)
 
 
