@@ -20,6 +20,10 @@ from mailbox_app.conf import conf
 from mailbox_app.telemetry import observe
 
 _PREFIX = "mailbox:"
+# A listener asks so often whether its silent peer is there, and does without an answer for twice as long.
+_PING_SECONDS = 10.0
+# Whatever the setting says, a peer that refuses at once is not asked all the time.
+_LEAST_RETRY_SECONDS = 0.1
 
 
 class Breaker:
@@ -161,3 +165,58 @@ def publish(topic: str, message: dict[str, Any]) -> None:
         client.publish(f"{_PREFIX}{topic}", json.dumps(message))
     except redis.RedisError as error:
         breaker_of(conf.redis_url).failed("channel", error)
+
+
+def listen(topic: str) -> Iterator[Any]:
+    """What is published on the topic from now on, over one connection; without an end, and through every trouble.
+
+    While Redis is away it is looked for every `broker_retry_seconds`, and what was published meanwhile is lost. That
+    opens no breaker: who publishes finds out for itself.
+    """
+    was_told = False
+    while True:
+        url = conf.redis_url
+        try:
+            if url:
+                for message in _heard(url, topic):
+                    if was_told:
+                        observe("listen.resumed", topic=topic)
+                        was_told = False
+                    if message is not None:
+                        yield message
+        except (redis.RedisError, OSError) as error:
+            if not was_told:
+                observe("listen.failed", level=logging.WARNING, topic=topic, error=type(error).__name__)
+            was_told = True
+        time.sleep(max(_LEAST_RETRY_SECONDS, conf.broker_retry_seconds))
+
+
+def _heard(url: str, topic: str) -> Iterator[Any]:
+    """Messages on the topic; None whenever the peer has shown that it lives."""
+    timeout = conf.broker_timeout_seconds
+    client = redis.Redis.from_url(
+        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    )
+    subscription: Any = client.pubsub()  # type: ignore[no-untyped-call]
+    with contextlib.closing(client), subscription:
+        subscription.subscribe(f"{_PREFIX}{topic}")
+        heard_at = pinged_at = time.monotonic()
+        while True:
+            received = subscription.get_message(timeout=_PING_SECONDS)
+            now = time.monotonic()
+            if received is not None:
+                heard_at = now
+                yield _decoded(received)
+            elif now - heard_at >= 2 * _PING_SECONDS:
+                raise redis.TimeoutError("it does not answer")
+            if now - pinged_at >= _PING_SECONDS:
+                pinged_at = now
+                subscription.ping()
+
+
+def _decoded(received: dict[str, Any]) -> Any:
+    if received["type"] != "message":
+        return None
+    with contextlib.suppress(ValueError):  # somebody else's
+        return json.loads(received["data"])
+    return None

@@ -29,6 +29,14 @@ class Settings:
     )
     default_queue: str = _setting("mailbox.default", "Celery queue of a dispatch whose agent names none")
     maintenance_queue: str = _setting("mailbox.maintenance", "Celery queue of due tick, sweep and gc")
+    quarantine_queue: str = _setting(
+        "mailbox.quarantine",
+        "Celery queue of a dispatch that has lost `quarantine_after` leases, while a worker that can run it serves "
+        "that queue; empty: none",
+    )
+    quarantine_after: int = _setting(
+        2, "lost leases after which a dispatch is executed apart from others", least=1, most=1000
+    )
     default_agent: str = _setting("default", "agent of a submission that names none, on a thread that had none")
     lease_seconds: float = _setting(30.0, "how long a claim is good for without renewal", least=0.5)
     renewal_seconds: float = _setting(0.0, "how often leases are renewed; 0: a third of the lease", least=0)
@@ -98,6 +106,9 @@ class Settings:
     wait_seconds: float = _setting(60.0, "longest a request waits for a run (`/runs/{id}/wait`)", least=0, most=3600)
     cancel_wait_seconds: float = _setting(
         5.0, "longest a cancel request waits for its run (`?wait=`)", least=0, most=60
+    )
+    cancel_grace_seconds: float = _setting(
+        30.0, "how long a run that was asked to stop may go on before it ends without its code", least=0.1, most=86_400
     )
     wait_poll_seconds: float = _setting(
         0.5, "longest pause between two looks at a run a request waits for", least=0.01, most=60

@@ -82,6 +82,12 @@ class RunNotFound(NotFound):
     code = "run_not_found"
 
 
+class MessageNotFound(NotFound):
+    """There is no such message in the thread."""
+
+    code = "message_not_found"
+
+
 class DeadLetterNotFound(NotFound):
     """There is no such dead letter in your scope."""
 

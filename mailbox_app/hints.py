@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from mailbox_app.models import Thread
 from mailbox_app.telemetry import observe
 
 EXECUTE = "mailbox.execute"
+
+# One topic for all processes: stops are rare, and each finds its own among them.
+_STOP = "stop"
 
 # Threads of one process that may be sending a signal at the same time.
 _PUBLISHERS = 10
@@ -49,6 +53,21 @@ def wake(queue: str) -> None:
         return
     with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:
         _send(queue, publisher)
+
+
+def stop(dispatch_id: uuid.UUID) -> None:
+    """After the transaction that asked a claimed dispatch to stop: tell the process that executes it.
+
+    It looks at the row and nothing else, so that a forged nudge stops nobody. Lost: its next renewal finds the request.
+    """
+    transaction.on_commit(functools.partial(channel.publish, _STOP, {"dispatch_id": str(dispatch_id)}), robust=True)
+
+
+def to_stop() -> Iterator[uuid.UUID]:
+    """The dispatches that `stop` names, as they are told, without an end; for the lease keeper."""
+    for message in channel.listen(_STOP):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # not one of ours
+            yield uuid.UUID(message["dispatch_id"])
 
 
 def fill(queue: str, *, signals: int) -> int:

@@ -56,9 +56,10 @@ def due_tick(**_: Any) -> None:
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
 def sweep(**_: Any) -> None:
-    """Take back lost leases, mend flags, deliver between threads, end what no worker will run, send lost signals."""
+    """Take back lost leases, end what was to stop, mend flags, deliver between threads, end what nobody runs."""
     _drop_broken_connection()
-    batches = (recover.reclaim, recover.repair, deliver.batch, missing.note, missing.expire)
+    ends = (recover.reclaim, recover.finish_cancelled)
+    batches = (*ends, recover.repair, deliver.batch, missing.note, missing.expire)
     if _pass("sweep", conf.sweep_seconds, *batches):
         recover.signal()
 
@@ -108,6 +109,7 @@ def _begin(sender: Any = None, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _begin_in_child(**_: Any) -> None:
+    keeper.listen(hints.to_stop)
     standby.start()
     flower.start()
 
@@ -118,6 +120,7 @@ def _announce(sender: Any = None, **_: Any) -> None:
     exposer.start()
     if "prefork" not in type(sender.pool).__module__:
         # A parent that forks must have no threads of ours: its children do this instead.
+        keeper.listen(hints.to_stop)
         standby.start()
         flower.start()
         executor.slot_count = int(sender.pool.num_processes or 1)

@@ -32,7 +32,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel
-from mailbox_app.errors import LeaseLost, Stop
+from mailbox_app.errors import LeaseLost
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, Kind, Message, Role, Run, Thread
@@ -225,9 +225,7 @@ class _NoLease(LeaseKeeper):
     """Renews nothing: another connection might not see the claim, and nobody here takes it back. Knows time limits."""
 
     @contextlib.contextmanager
-    def holding(
-        self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
-    ) -> Iterator[None]:
+    def holding(self, claim: Claim, *, stop_with: Any, on_timeout: Any, timeout: float, **_: Any) -> Iterator[None]:
         def stop() -> None:
             stop_with(LeaseLost(f"dispatch {claim.dispatch_id} ran past its limit of {timeout:g} s"))
 

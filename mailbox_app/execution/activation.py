@@ -1,4 +1,4 @@
-"""One claim on its way to its end: the agent's, its time limit's, or somebody's request to stop."""
+"""One claim on its way to its end: the agent's, its time limit's, or that of somebody's patience with it."""
 
 import asyncio
 import logging
@@ -29,11 +29,12 @@ _ANSWER_SECONDS = 5.0
 
 
 class Activation:
-    """A claim that is being executed. One of two ends it, the agent or its time limit; the other changes nothing.
+    """A claim that is being executed. One thing ends it, the agent, its time limit or a request to stop that it
+    ignored; the others change nothing.
 
-    `own_process`: this process runs one agent at a time and may be killed (prefork). Else a run past its limit is
-    settled without its code, which keeps its place among `places` until it returns. `looks_next`: whoever executes it
-    looks for work on its queue next.
+    `own_process`: this process runs one agent at a time and may be killed (prefork). Else a run past its limit, or that
+    does not stop, is settled without its code, which keeps its place among `places` until it returns. `looks_next`:
+    whoever executes it looks for work on its queue next.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Activation:
         self.limit = float((self.spec.timeout_seconds if self.spec else None) or conf.timeout_seconds)
         self._keeper, self._places, self._looks_next = keeper, places, looks_next
         # The other end must not kill a process that has gone on.
-        self._ending, self._has_ended = threading.Lock(), False
+        self._ending, self._has_ended, self._is_left = threading.Lock(), False, False
         self._task: asyncio.Task[object] | None = None
         self._started = time.monotonic()
 
@@ -55,7 +56,13 @@ class Activation:
         """Keep the claim's lease and watch its time limit while the block runs."""
         ids = self._ids
         span = tracing.activation_span(self.claim.trace, agent=self.claim.agent, attempt=self.claim.attempt, **ids)
-        holding = self._keeper.holding(self.claim, stop_with=self.stop, on_timeout=self.time_out, timeout=self.limit)
+        holding = self._keeper.holding(
+            self.claim,
+            stop_with=self.stop,
+            on_timeout=self.time_out,
+            timeout=self.limit,
+            on_ignored=self.give_up,
+        )
         try:
             with running(**ids), span, holding:
                 yield
@@ -81,16 +88,25 @@ class Activation:
 
     def time_out(self) -> None:
         """End the run at its time limit, unless the agent was quicker; for the keeper."""
+        message = f"ran past its limit of {self.limit:g} s"
+        self._leave("run.timed_out", message, Retry(code=TimedOut.code, message=message), self.limit)
+
+    def give_up(self) -> None:
+        """End the run, which was asked to stop and has not in time, unless it just has; for the keeper."""
+        grace = float(conf.cancel_grace_seconds)
+        self._leave("run.cancel_ignored", f"did not stop within {grace:g} s", Stopped(), grace)
+
+    def _leave(self, name: str, message: str, outcome: Outcome, seconds: float) -> None:
+        """Settle the claim without its code; every verb of the context raises from now on."""
         with self._ending:
-            if self._has_ended:
+            if self._has_ended or self._is_left:
                 return
-            message = f"ran past its limit of {self.limit:g} s"
+            self._is_left = True
             self.stop(LeaseLost(f"dispatch {self.claim.dispatch_id} {message}"))
             has_settled = False
             try:
-                has_settled, _ = tell(self.claim, Retry(code=TimedOut.code, message=message))
-                facts = {**self._ids, "agent": self.claim.agent, "seconds": self.limit}
-                observe("run.timed_out", level=logging.WARNING, **facts)
+                has_settled, _ = tell(self.claim, outcome)
+                observe(name, level=logging.WARNING, **self._ids, agent=self.claim.agent, seconds=seconds)
             finally:
                 connection.close()
                 # Whatever came of it, the lease is kept no longer: at worst the sweep takes the run back.
@@ -116,6 +132,8 @@ class Activation:
 
     def _judged(self, outcome: Outcome) -> Outcome | None:
         """The outcome that counts: the first stop wins, whatever the agent made of it; None when its lease was lost."""
+        if self._is_left:
+            return None
         if self.context.stop is None:
             return outcome
         if isinstance(self.context.stop, Suspended):

@@ -1,4 +1,4 @@
-"""The lease keeper: renews all claims of the executing process, and watches their leases and time limits."""
+"""The lease keeper: renews all claims of the executing process, and watches their leases and when they must end."""
 
 import contextlib
 import logging
@@ -7,7 +7,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from mailbox_app.telemetry import observe
 _LOOK_SECONDS = 1.0
 # Each waits for a thread's fence with a connection of its own, while a hundred agents may run out of time together.
 _ENDINGS = 8
+# Nudges for what this process may be about to hold: a claim is committed before it is kept.
+_MOST_REMEMBERED = 256
 
 Renew = Callable[[Collection[uuid.UUID]], Renewed]
 
@@ -33,9 +36,12 @@ class _Held:
     claim: Claim
     stop_with: Callable[[Stop], None]
     on_timeout: Callable[[], None]
+    on_ignored: Callable[[], None]
     # This process's monotonic clock: it measures durations only, instants are the database's.
     lease_ends: float
     times_out: float
+    # When its request to stop counts as ignored.
+    gives_up: float = math.inf
     is_cancelled: bool = False
 
 
@@ -43,12 +49,15 @@ class LeaseKeeper:
     """Renews what this process holds every `renewal_seconds`, in one statement, and watches leases and time limits.
 
     Two threads: a renewal that hangs must not keep the other from seeing that a lease is over. A database hiccup is
-    retried until then; a claim that was lost stops that run alone, and so does a request to cancel it. `renew` is
-    handed in by `tasks.py`.
+    retried until then; a claim that was lost stops that run alone, and so does a request to cancel it, which the next
+    renewal finds, or the one that a nudge brings on; one that is ignored for `cancel_grace_seconds` ends the run
+    without its code. `renew` is handed in by `tasks.py`.
     """
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
+        self._nudged: set[uuid.UUID] = set()
+        self._unknown: deque[uuid.UUID] = deque(maxlen=_MOST_REMEMBERED)
         self._held: dict[uuid.UUID, _Held] = {}
         self._changed = threading.Condition()
         self._threads: dict[str, threading.Thread] = {}
@@ -73,14 +82,26 @@ class LeaseKeeper:
 
     @contextmanager
     def holding(
-        self, claim: Claim, *, stop_with: Callable[[Stop], None], on_timeout: Callable[[], None], timeout: float
+        self,
+        claim: Claim,
+        *,
+        stop_with: Callable[[Stop], None],
+        on_timeout: Callable[[], None],
+        timeout: float,
+        on_ignored: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Keep the claim's lease while the block runs; `on_timeout` is called once, in another thread."""
+        """Keep the claim's lease while the block runs; `on_timeout` is called once, in another thread.
+
+        So is `on_ignored`, when the run was asked to stop and the block still runs after `cancel_grace_seconds`.
+        """
         now = time.monotonic()
-        held = _Held(claim, stop_with, on_timeout, now + conf.lease_seconds, now + timeout)
+        held = _Held(claim, stop_with, on_timeout, on_ignored, now + conf.lease_seconds, now + timeout)
         with self._changed:
             self._start()
             self._held[claim.token] = held
+            if claim.dispatch_id in self._unknown:
+                self._nudged.add(claim.token)
+                self._changed.notify_all()
             # Both threads look by themselves soon enough, but for what is due sooner, and for the first of all.
             if min(held.lease_ends, held.times_out) < self._looks_at or self._is_idle:
                 self._changed.notify_all()
@@ -94,11 +115,32 @@ class LeaseKeeper:
         with self._changed:
             self._held.pop(claim.token, None)
 
+    def listen(self, nudges: Callable[[], Iterator[uuid.UUID]]) -> None:
+        """Follow these nudges, in a thread of their own in this process, which must have no other that does."""
+
+        def follow() -> None:
+            for dispatch_id in nudges():
+                self.nudge(dispatch_id)
+
+        threading.Thread(target=follow, name="mailbox-nudges", daemon=True).start()
+
+    def nudge(self, dispatch_id: uuid.UUID) -> None:
+        """Somebody says this dispatch is to stop: ask its row now, if this process holds it or is about to."""
+        with self._changed:
+            named = [held for held in self._held.values() if held.claim.dispatch_id == dispatch_id]
+            if not named:
+                self._unknown.append(dispatch_id)
+            self._nudged |= {held.claim.token for held in named if not held.is_cancelled}
+            if self._nudged:
+                self._changed.notify_all()
+
     def _start(self) -> None:
         """Start the threads in this process; a forked child has inherited none."""
         if self._pid != os.getpid():
             self._pid, self._held, self._threads = os.getpid(), {}, {}
             self._looks_at, self._is_idle = math.inf, True
+            self._nudged.clear()
+            self._unknown.clear()
         for name, work in (("mailbox-lease-keeper", self._renew_forever), ("mailbox-lease-watch", self._watch_forever)):
             if name not in self._threads or not self._threads[name].is_alive():
                 self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
@@ -107,7 +149,7 @@ class LeaseKeeper:
     def _watch_forever(self) -> None:
         while True:
             with self._changed:
-                ends = [end for held in self._held.values() for end in (held.lease_ends, held.times_out)]
+                ends = [end for held in self._held.values() for end in (held.lease_ends, held.times_out, held.gives_up)]
                 now = time.monotonic()
                 self._looks_at = min(*ends, now + _LOOK_SECONDS) if ends else math.inf
                 self._changed.wait(timeout=max(0.0, self._looks_at - now) if ends else None)
@@ -117,24 +159,32 @@ class LeaseKeeper:
                 if held.lease_ends <= now:
                     self._lose(held)
                 elif held.times_out <= now:
-                    self._time_out(held)
+                    held.times_out = self._end(held, held.on_timeout)
+                elif held.gives_up <= now:
+                    held.gives_up = self._end(held, held.on_ignored)
 
     def _renew_forever(self) -> None:
+        renews_at = time.monotonic() + conf.renewal_seconds
         while True:
             with self._changed:
-                while not self._held:
+                if not self._held:
                     self._is_idle = True
-                    self._changed.wait()
-                self._is_idle = False
-            has_renewed = True
-            while self._held:
-                # After a failure try again soon: the lease has two thirds left.
-                time.sleep(conf.renewal_seconds if has_renewed else conf.renewal_seconds / 5)
-                has_renewed = self._renew_all()
+                    while not self._held:
+                        self._changed.wait()
+                    self._is_idle, renews_at = False, time.monotonic() + conf.renewal_seconds
+                while self._held and not self._nudged and (left := renews_at - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                is_due = time.monotonic() >= renews_at
+                held_now = [held for token, held in self._held.items() if is_due or token in self._nudged]
+                self._nudged.clear()
+            has_renewed = self._renew_some(held_now)
+            # After a failure try again soon: the lease has two thirds left.
+            again_at = time.monotonic() + (conf.renewal_seconds if has_renewed else conf.renewal_seconds / 5)
+            renews_at = again_at if is_due else min(renews_at, again_at)
 
-    def _renew_all(self) -> bool:
-        with self._changed:
-            held_now = list(self._held.values())
+    def _renew_some(self, held_now: Sequence[_Held]) -> bool:
+        if not held_now:
+            return True
         started = time.monotonic()
         try:
             renewed = self._renew([held.claim.token for held in held_now])
@@ -151,9 +201,14 @@ class LeaseKeeper:
                 continue
             held.lease_ends = started + conf.lease_seconds
             if held.claim.token in renewed.cancelled and not held.is_cancelled:
-                held.is_cancelled = True
-                held.stop_with(Cancelled(f"run {held.claim.run_id} was cancelled"))
+                self._cancel(held, asked_at=time.monotonic() - renewed.cancelled[held.claim.token])
         return True
+
+    def _cancel(self, held: _Held, *, asked_at: float) -> None:
+        with self._changed:
+            held.is_cancelled, held.gives_up = True, asked_at + conf.cancel_grace_seconds
+            self._changed.notify_all()
+        held.stop_with(Cancelled(f"run {held.claim.run_id} was cancelled"))
 
     def _lose(self, held: _Held) -> None:
         with self._changed:
@@ -162,12 +217,15 @@ class LeaseKeeper:
         held.stop_with(LeaseLost(f"the lease of dispatch {held.claim.dispatch_id} was lost"))
         observe("lease.lost", level=logging.WARNING, dispatch_id=held.claim.dispatch_id, run_id=held.claim.run_id)
 
-    def _time_out(self, held: _Held) -> None:
-        # In another thread: it waits for the thread's fence, and other leases are due meanwhile.
+    def _end(self, held: _Held, end: Callable[[], None]) -> float:
+        """Have the run ended; when to try that again.
+
+        In another thread: it waits for the thread's fence, and other leases are due meanwhile.
+        """
         try:
-            self._endings.submit(held.on_timeout)
+            self._endings.submit(end)
         except RuntimeError as error:  # no thread to be had now; the next look tries again
             observe("lease.time_out_failed", level=logging.ERROR, dispatch_id=held.claim.dispatch_id, error=str(error))
             time.sleep(_LOOK_SECONDS)
-        else:
-            held.times_out = float("inf")
+            return 0.0
+        return math.inf

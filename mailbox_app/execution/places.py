@@ -32,6 +32,11 @@ class Places:
         return self._taken
 
     @property
+    def abandoned(self) -> int:
+        """Places whose runs have ended and whose code has not."""
+        return len(self._abandoned)
+
+    @property
     def are_many(self) -> bool:
         """Whether several runs may be executed at the same time."""
         return self._count() > 1

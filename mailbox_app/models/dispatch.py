@@ -1,6 +1,7 @@
 """One queue entry that activates a run: who may execute it, until when, and how often that failed."""
 
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
@@ -41,6 +42,10 @@ class DispatchQuerySet(MovingQuerySet["Dispatch"]):
     def expired(self) -> "DispatchQuerySet":
         """Claims whose lease ended strictly before now, by the database's clock."""
         return self.claimed().filter(lease_until__lt=Now())
+
+    def ignoring(self, *, seconds: float) -> "DispatchQuerySet":
+        """Claims whose run was asked to stop so long ago, and has not."""
+        return self.claimed().filter(cancel_requested_at__lt=Now() - timedelta(seconds=seconds))
 
     def dead_letters(self) -> "DispatchQuerySet":
         """Dead letters nobody has dealt with."""

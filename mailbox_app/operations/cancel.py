@@ -5,18 +5,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from django.db.models.functions import Now
-
 from mailbox_app import hints
 from mailbox_app.errors import RunNotFound
-from mailbox_app.models import Dispatch, Kind, Message, Run, TerminationType, Thread, Ticket
-from mailbox_app.operations import emit, enqueue, freeze, inputs, waits
-from mailbox_app.states import CLOSE, DROP, END_WAIT, FINISH, RETRACT, WITHDRAW, Move, RunStatus
+from mailbox_app.models import Dispatch, Message, Run, TerminationType, Thread
+from mailbox_app.operations import emit, ending, enqueue, freeze, inputs, waits
+from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
 
 RETRACT_REASON = "run_cancelled"
-
-# How a run that nobody executes ends, by where it stands.
-_ENDS: dict[str, Move] = {RunStatus.CREATED: DROP, RunStatus.RUNNING: FINISH, RunStatus.WAITING: END_WAIT}
 
 
 class Outcome(StrEnum):
@@ -38,16 +33,26 @@ class Receipt:
     termination: dict[str, Any] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cleared:
+    """The runs of a thread that have ended by the call, and the one whose worker was asked to stop."""
+
+    thread_id: uuid.UUID
+    cancelled_run_ids: list[uuid.UUID]
+    requested_run_id: uuid.UUID | None
+
+
 def run(*, scope: str, run_id: uuid.UUID, reason: str = "") -> Receipt:
     """Cancel a run: at once, or as soon as the worker that executes it looks.
 
     1. find its thread and take the fence; 2. look at the run and its live dispatch; 3. a claimed one gets the request
-    on its row, which the agent sees at its next checkpoint and which a second request leaves as it is; 4. any other
-    ends here: unread messages are retracted, open tickets closed, what is queued withdrawn, the run is done; 5. the
-    event.
+    on its row, which a second request leaves as it is, and its worker is nudged; 4. any other ends here: unread
+    messages are retracted, open tickets closed, what is queued withdrawn, the run is done; 5. the event.
 
-    A run that is done is left alone, and the receipt says so. A completion that comes before the worker has looked
-    stands. `reason` is told with the events. Raises InvalidInput, RunNotFound, Gone.
+    The agent is stopped at its next checkpoint or verb, an async one where it waits. If it ignores that for
+    `cancel_grace_seconds`, its run ends without its code. A run that is done is left alone, and the receipt says so. A
+    completion that comes before the worker has looked stands. `reason` is told with the events. Raises InvalidInput,
+    RunNotFound, Gone.
     """
     reason = inputs.text("reason", reason, may_be_blank=True)
     thread_id = Run.objects.in_scope(scope).filter(pk=run_id).values_list("thread_id", flat=True).first()
@@ -59,35 +64,52 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "") -> Receipt:
             return _receipt(found, Outcome.ALREADY_DONE)
         claimed = Dispatch.objects.of_run(found.pk).claimed().first()
         if claimed is not None:
-            if Dispatch.objects.filter(pk=claimed.pk, cancel_requested_at=None).update(cancel_requested_at=Now()):
-                emit.of_dispatch(thread, emit.RUN_CANCEL_REQUESTED, claimed, reason=reason)
+            ending.ask(thread, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
             return _receipt(found, Outcome.REQUESTED)
         _end(thread, found, reason)
     hints.tell(thread)
     return _receipt(Run.objects.get(pk=found.pk), Outcome.CANCELLED)
 
 
+def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Cleared:
+    """Cancel every run of a thread that is not done: the open one, the queued, the scheduled.
+
+    What they have not read is retracted, but for what an interrupt holds; so nothing starts in their place. On a thread
+    without one, and when it is repeated, it changes nothing. Raises InvalidInput, ThreadNotFound, Gone.
+    """
+    inputs.text("scope", scope)
+    reason = inputs.text("reason", reason, may_be_blank=True)
+    found_id = inputs.identifier("thread_id", thread_id) or uuid.UUID(int=0)
+    with Thread.objects.fence(found_id, scope=scope) as fenced:
+        claimed = Dispatch.objects.filter(thread=fenced).claimed().first()
+        if claimed is not None:
+            ending.ask(fenced, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
+        rows = Run.objects.filter(thread=fenced).not_done().order_by("order", "id")
+        ended = [run for run in rows if claimed is None or run.pk != claimed.run_id]
+        unread = Message.objects.filter(thread=fenced, held=False).pending()
+        if (ended or claimed) and unread.move(RETRACT, retract_reason=RETRACT_REASON):
+            fenced.pending_revision += 1
+        for run in ended:
+            _end(fenced, run, reason)
+    hints.tell(fenced)
+    return Cleared(
+        thread_id=fenced.pk,
+        cancelled_run_ids=[run.pk for run in ended],
+        requested_run_id=None if claimed is None else claimed.run_id,
+    )
+
+
 def _end(thread: Thread, run: Run, reason: str) -> None:
     """End a run that nobody executes; under the fence."""
     termination = {"type": TerminationType.CANCELLED, **({"detail": reason} if reason else {})}
     queued = Dispatch.objects.of_run(run.pk).queued().first()
-    if queued is not None:
-        ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
-        thread.move(queued, WITHDRAW, **ended)
     unread = freeze.unread(thread=thread, run=run)
     if Message.objects.filter(thread=thread, run=run).pending().move(RETRACT, retract_reason=RETRACT_REASON):
         thread.pending_revision += 1
-    Ticket.objects.filter(run=run).open().move(CLOSE)
     is_open = thread.open_run_id == run.pk
     last = (queued or waits.last_dispatch(run)) if is_open else None
-    thread.move(run, _ENDS[run.status], finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
-    facts: dict[str, Any] = {"termination": termination, "reason": reason}
-    if queued is not None:
-        emit.of_dispatch(thread, Kind.RUN_CANCELLED, queued, **facts)
-    else:
-        emit.of_run(thread, Kind.RUN_CANCELLED, run, **facts)
+    ending.drop(thread, run, queued, by=WITHDRAW, termination=termination, reason=reason)
     if last is not None:
-        thread.open_run_id = None
         # What was said to it, and to nobody else, is read by another run.
         others = [message for message in unread if message.run_id is None]
         enqueue.unread(thread=thread, ended=run, dispatch=last, messages=others)

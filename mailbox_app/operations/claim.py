@@ -2,8 +2,8 @@
 
 import logging
 import uuid
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -65,7 +65,8 @@ _RENEW = """
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS held
     WHERE dispatch.id = held.id
-    RETURNING dispatch.claim_token, dispatch.cancel_requested_at IS NOT NULL
+    RETURNING dispatch.claim_token,
+        extract(epoch FROM statement_timestamp() - dispatch.cancel_requested_at)::float8
 """
 
 
@@ -79,10 +80,10 @@ class Claimed:
 
 @dataclass(frozen=True, kw_only=True)
 class Renewed:
-    """What a renewal learned of the claims: which are lost, and which somebody asked to cancel."""
+    """What a renewal learned of the claims: which are lost, and how many seconds ago somebody asked which to stop."""
 
     lost: Collection[uuid.UUID] = ()
-    cancelled: Collection[uuid.UUID] = ()
+    cancelled: Mapping[uuid.UUID, float] = field(default_factory=dict)
 
 
 def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uuid.UUID]) -> Claimed:
@@ -129,12 +130,13 @@ def renew(*, tokens: Collection[uuid.UUID]) -> Renewed:
     if not tokens:
         return Renewed()
     renewed = ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
-    found: dict[uuid.UUID, bool] = dict(renewed)
+    found: dict[uuid.UUID, float | None] = dict(renewed)
     missing = set(tokens) - set(found)
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
         missing -= {token for token in still.values_list("claim_token", flat=True) if token is not None}
-    return Renewed(lost=missing, cancelled={token for token, is_cancelled in found.items() if is_cancelled})
+    asked = {token: seconds for token, seconds in found.items() if seconds is not None}
+    return Renewed(lost=missing, cancelled=asked)
 
 
 class _Unclaimable(Exception):

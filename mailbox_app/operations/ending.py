@@ -3,9 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mailbox_app.models import UNCLAIMED, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
+from mailbox_app import hints
+from mailbox_app.models import UNCLAIMED, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread, Ticket
 from mailbox_app.operations import emit, enqueue, freeze, waits
-from mailbox_app.states import DEAD_LETTER, END_WAIT, FINISH, RETRACT, STOP, MessageState, RunStatus
+from mailbox_app.states import (
+    CLOSE,
+    DEAD_LETTER,
+    DROP,
+    END_WAIT,
+    FINISH,
+    RETRACT,
+    STOP,
+    MessageState,
+    Move,
+    RunStatus,
+)
+
+# How a run that nobody executes ends, by where it stands.
+_UNEXECUTED: dict[str, Move] = {RunStatus.CREATED: DROP, RunStatus.RUNNING: FINISH, RunStatus.WAITING: END_WAIT}
 
 
 def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail: str = "") -> None:
@@ -40,6 +55,37 @@ def cancel(thread: Thread, dispatch: Dispatch) -> None:
     thread.move(dispatch, STOP, **ended, **UNCLAIMED)
     unread = freeze.unread(thread=thread, run=dispatch.run)
     finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
+
+
+def ask(thread: Thread, dispatch: Dispatch, kind: str, *, reason: str) -> None:
+    """Ask the worker of a claimed dispatch to stop, unless that was done; under the fence."""
+    if dispatch.cancel_requested_at is None:
+        thread.change(dispatch, cancel_requested_at=thread.locked_at)
+        emit.of_dispatch(thread, kind, dispatch, reason=reason)
+        hints.stop(dispatch.pk)
+
+
+def drop(
+    thread: Thread, run: Run, queued: Dispatch | None, *, by: Move, termination: dict[str, Any], reason: str
+) -> None:
+    """End a run that nobody executes as cancelled, and by that move what is queued of it; under the fence.
+
+    Its unread messages are the caller's.
+    """
+    if queued is not None:
+        ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
+        thread.move(queued, by, **ended)
+    if run.status != RunStatus.CREATED:
+        Ticket.objects.filter(run=run).open().move(CLOSE)
+    move = _UNEXECUTED[run.status]
+    thread.move(run, move, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
+    facts: dict[str, Any] = {"termination": termination, "reason": reason}
+    if queued is not None:
+        emit.of_dispatch(thread, Kind.RUN_CANCELLED, queued, **facts)
+    else:
+        emit.of_run(thread, Kind.RUN_CANCELLED, run, **facts)
+    if thread.open_run_id == run.pk:
+        thread.open_run_id = None
 
 
 def expire_wait(thread: Thread, run: Run) -> None:

@@ -68,8 +68,8 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage], durabl
 def unread(*, thread: Thread, ended: Run, dispatch: Dispatch, messages: Sequence[Message]) -> Queued | None:
     """Give what a run that ends here has not read a run of its own, as that one was; None if there is nothing.
 
-    Held messages, and those that no new run may read, stay where they are. The new run takes the place of the first
-    message in the thread's order: nobody who came later goes before it.
+    Those that no new run may read stay where they are, and none of the others is held any more. The new run takes the
+    place of the first message in the thread's order: nobody who came later goes before it.
     """
     left = [
         message
@@ -91,7 +91,7 @@ def unread(*, thread: Thread, ended: Run, dispatch: Dispatch, messages: Sequence
     created = _created(thread, spec, left[0].position)
     thread.insert(created)
     for message in left:
-        thread.change(message, run_id=created.pk)
+        thread.change(message, run_id=created.pk, held=False)
     thread.pending_revision += 1
     queued = _queued(thread, created, spec, [message.pk for message in left])
     for message in left:

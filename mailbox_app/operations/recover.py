@@ -4,11 +4,15 @@ The story of one lease. A worker claims a dispatch until `lease_until` and prolo
 killed. Nothing happens until the lease is over; then the next sweep takes the thread's fence, finds the lease still
 over, and queues the dispatch again: `lost_count` goes up, attempts do not. Whoever claims it next replays the turn from
 its journal. Should the first worker have been only asleep, its token now owns nothing, and each of its writes is
-refused. A dispatch that costs `max_lost` workers their lease is a dead letter.
+refused. One that has cost `quarantine_after` workers their lease goes on in a queue of its own, if somebody serves
+that, so that its neighbours are not taken along again. A dispatch that costs `max_lost` workers their lease is a dead
+letter. One that was to stop is not queued again: its run ends cancelled, with its lease or, where leases are long, when
+a worker would long have ended it.
 """
 
 import logging
 import uuid
+from collections.abc import Callable, Sequence
 
 from django.db import InterfaceError, OperationalError
 
@@ -50,16 +54,18 @@ _looked_until = _START
 def reclaim() -> int:
     """Take back up to one batch of expired claims, one transaction a thread; returns how many."""
     expired = Dispatch.objects.expired().order_by("lease_until", "id").values_list("thread_id", flat=True)
-    reclaimed = 0
-    for thread_id in list(expired[: conf.batch_size]):
-        try:
-            reclaimed += _reclaim_on(thread_id)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # one bad row keeps no other lease from being taken back
-            facts = {"thread_id": thread_id, "error": type(error).__name__}
-            observe("reclaim.failed", level=logging.ERROR, **facts)
-    return reclaimed
+    return _each(list(expired[: conf.batch_size]), _reclaim_on, "reclaim.failed")
+
+
+def finish_cancelled() -> int:
+    """End up to one batch of runs that were asked to stop and whose worker does nothing about it; returns how many.
+
+    A worker that lives learns of the request with its next renewal at the latest, and ends the run itself when
+    `cancel_grace_seconds` are over: it is given that time.
+    """
+    ignoring = Dispatch.objects.ignoring(seconds=_patience()).order_by("cancel_requested_at", "id")
+    threads = ignoring.values_list("thread_id", flat=True)
+    return _each(list(threads[: conf.batch_size]), _finish_cancelled_on, "finish_cancelled.failed")
 
 
 def repair() -> int:
@@ -100,6 +106,37 @@ def signal() -> int:
     return sum(hints.fill(queue, signals=min(threads, slots.get(queue, 1))) for queue, threads in due.items())
 
 
+def _each(thread_ids: Sequence[uuid.UUID], act: Callable[[uuid.UUID], int], failed: str) -> int:
+    done = 0
+    for thread_id in thread_ids:
+        try:
+            done += act(thread_id)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # one bad row keeps nobody else from what is due to it
+            observe(failed, level=logging.ERROR, thread_id=thread_id, error=type(error).__name__)
+    return done
+
+
+def _patience() -> float:
+    return float(conf.cancel_grace_seconds + conf.renewal_seconds)
+
+
+def _finish_cancelled_on(thread_id: uuid.UUID) -> int:
+    ended = 0
+    with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
+        for thread in threads:
+            ignoring = Dispatch.objects.filter(thread=thread).ignoring(seconds=_patience())
+            for dispatch in ignoring.select_related("run"):
+                _disown(dispatch)
+                ids = {"thread_id": thread_id, "run_id": dispatch.run_id, "dispatch_id": dispatch.pk}
+                observe("run.cancel_ignored", level=logging.WARNING, **ids, worker=dispatch.claimed_by)
+                ending.cancel(thread, dispatch)
+                ended += 1
+    hints.tell(*threads)
+    return ended
+
+
 def _reclaim_on(thread_id: uuid.UUID) -> int:
     with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
         for thread in threads:
@@ -108,8 +145,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
             dispatch = expired.select_for_update(no_key=True, of=("self",)).first()
             if dispatch is None:
                 return 0
-            # What ends the claim here must not look to its worker like the end it gave it itself.
-            Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)
+            _disown(dispatch)
             dispatch.lost_count += 1
             reason = f"the lease of {dispatch.claimed_by} ran out at {dispatch.lease_until}"
             worker, dispatch_id = dispatch.claimed_by, dispatch.pk
@@ -123,6 +159,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
                     RECLAIM,
                     lost_count=dispatch.lost_count,
                     last_error=reason,
+                    queue=_queue_for(dispatch),
                     available_at=thread.locked_at,
                     **UNCLAIMED,
                 )
@@ -132,3 +169,19 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
         observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
         hints.tell(thread)
     return len(threads)
+
+
+def _queue_for(dispatch: Dispatch) -> str:
+    """Where a dispatch that lost another lease goes on. In quarantine only if a worker is there: nobody else looks."""
+    if dispatch.lost_count < conf.quarantine_after or dispatch.queue == conf.quarantine_queue:
+        return dispatch.queue
+    there = AgentRegistration.objects.live().filter(agent=dispatch.agent, queues__contains=[conf.quarantine_queue])
+    if not conf.quarantine_queue or not there.exists():
+        return dispatch.queue
+    observe("dispatch.quarantined", level=logging.WARNING, dispatch_id=dispatch.pk, run_id=dispatch.run_id)
+    return str(conf.quarantine_queue)
+
+
+def _disown(dispatch: Dispatch) -> None:
+    """What ends the claim here must not look to its worker like the end it gave it itself."""
+    Dispatch.objects.filter(pk=dispatch.pk).update(instance_id=None)

@@ -10,7 +10,7 @@ from typing import Any
 from mailbox_app.errors import InvalidInput
 from mailbox_app.operations import inputs
 
-IF_ACTIVE = ("enqueue", "reject")
+IF_ACTIVE = ("enqueue", "interrupt", "reject")
 
 
 @dataclass(kw_only=True)
@@ -75,6 +75,8 @@ def check(
     )
     if checked.thread_id is not None and checked.thread_key is not None:
         raise InvalidInput("thread_key", "contradiction", "thread_id and thread_key must not be given together")
+    if checked.if_active == "interrupt" and checked.available_at is not None:
+        raise InvalidInput("available_at", "contradiction", "what interrupts a thread cannot be for later")
     return checked
 
 

@@ -14,7 +14,7 @@ from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
 from mailbox_app.models import Boundary, Run, Thread
-from mailbox_app.operations import agents, append, emit, enqueue, inputs, keys, limits, submission
+from mailbox_app.operations import agents, append, emit, enqueue, inputs, interrupt, keys, limits, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -33,6 +33,8 @@ class Receipt:
     dispatch_id: uuid.UUID
     message_ids: list[uuid.UUID]
     status: str
+    # With `if_active="interrupt"`.
+    interrupted: interrupt.Interruption | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,10 @@ def run(
     refuse what must be refused; 5. write messages, run, dispatch and event; 6. after commit, wake a worker.
 
     `thread_id` names an existing thread, `thread_key` one that is made if it is missing; neither: a new thread. A blank
-    `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue", or "reject" while the
-    thread has an open run. `priority` is 0 (first) to 255. `config_version` names a published AgentVersion; blank: the
-    latest one, if there is any.
+    `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue"; "reject" while the
+    thread has an open run; "interrupt" stops what is open or due on the thread, as `interrupt.thread` does, and reads
+    what that has not read before its own messages. `priority` is 0 (first) to 255. `config_version` names a published
+    AgentVersion; blank: the latest one, if there is any.
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists,
     MailboxFull, Retryable; each leaves nothing behind.
@@ -147,13 +150,20 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             keys.reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
-                queued, room = [], limits.Room()
+                queued: list[enqueue.Queued] = []
+                met: list[interrupt.Interruption | None] = []
+                room = limits.Room()
                 latest = functools.cache(agents.latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
                         _refuse_if_active(one, thread)
-                        room.take(thread)
-                        queued.append(queue(one, thread, latest_version=latest))
+                        if one.if_active == "interrupt" and not thread.is_new:
+                            made, interruption = _interrupt(one, thread, latest)
+                        else:
+                            room.take(thread)
+                            made, interruption = queue(one, thread, latest_version=latest), None
+                        queued.append(made)
+                        met.append(interruption)
             hints.tell(*held)
         return [
             Receipt(
@@ -162,8 +172,9 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
                 dispatch_id=one.dispatch.pk,
                 message_ids=one.message_ids,
                 status=RunStatus.CREATED,
+                interrupted=interruption,
             )
-            for one, thread in zip(queued, threads, strict=True)
+            for one, thread, interruption in zip(queued, threads, met, strict=True)
         ]
 
     names = {one.agent for one in submissions}
@@ -182,6 +193,20 @@ def _refuse_if_active(given: Submission, thread: Thread) -> None:
         raise ActiveRunConflict(
             f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
         )
+
+
+def _interrupt(
+    given: Submission, thread: Thread, latest: Callable[[str], str]
+) -> tuple[enqueue.Queued, interrupt.Interruption]:
+    """Stop what is open or due on the thread, and queue the run that comes next on it."""
+    stopped = interrupt.stop(thread, reason="")
+    # A name of an ended run, such as its dedupe key, is free for the new one.
+    thread.flush()
+    queued = queue(given, thread, latest_version=latest)
+    interrupt.pass_on(thread, stopped.unread, queued)
+    thread.flush()
+    thread.judge()
+    return queued, stopped.met
 
 
 def queue(

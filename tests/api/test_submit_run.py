@@ -31,6 +31,7 @@ def test_an_accepted_run_is_answered_with_all_its_ids() -> None:
         "dispatch_id": str(dispatch.pk),
         "message_ids": [str(message.pk)],
         "status": "created",
+        "interrupted": None,
     }
     assert answer["Location"] == f"/v1/runs/{run.pk}"
     assert run.activation["origin"] == "rest"

@@ -16,11 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 class Worker:
     """`celery worker` on the stack's database and broker; ready inside the block, gone after it."""
 
-    def __init__(self, live: Live, name: str, *, pool: str = "threads", slots: int = 2, **environment: str) -> None:
+    def __init__(
+        self,
+        live: Live,
+        name: str,
+        *,
+        pool: str = "threads",
+        slots: int = 2,
+        queue: str = "mailbox.default",
+        **environment: str,
+    ) -> None:
         self.name, self.log = name, live.folder / f"{name}.log"
         self._command = [
             *(sys.executable, "-m", "celery", "-q", "-A", "mailbox_project", "worker", "-E", "--loglevel", "INFO"),
-            *("--without-mingle", "--without-gossip", "-n", f"{name}@%h", "-Q", "mailbox.default"),
+            *("--without-mingle", "--without-gossip", "-n", f"{name}@%h", "-Q", queue),
             *("-P", pool, "-c", str(slots)),
         ]
         self._environment = {**os.environ, **live.stack.environment, **environment}

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("migrate", "web", "worker", "maintenance", "beat", "flower")
+OURS = ("migrate", "web", "worker", "quarantine", "maintenance", "beat", "flower")
 LONG_LIVED = tuple(name for name in SERVICES if name != "migrate")
 # Read by the programs in the containers, not by our settings.
 FOREIGN = {"FLOWER_BASIC_AUTH", "MAILBOX_NODE"}
@@ -51,8 +51,17 @@ def test_no_secret_is_written_down_and_a_missing_one_is_named() -> None:
 
 def test_queues_are_those_of_the_settings() -> None:
     known = Settings()
-    listened = {name: queue_of(SERVICES[name]["command"]) for name in ("worker", "maintenance")}
-    assert listened == {"worker": known.default_queue, "maintenance": known.maintenance_queue}
+    listened = {name: queue_of(SERVICES[name]["command"]) for name in ("worker", "quarantine", "maintenance")}
+    assert listened == {
+        "worker": known.default_queue,
+        "quarantine": known.quarantine_queue,
+        "maintenance": known.maintenance_queue,
+    }
+
+
+def test_quarantine_executes_one_at_a_time_in_a_process_that_may_be_lost() -> None:
+    command = SERVICES["quarantine"]["command"]
+    assert [command[command.index(option) + 1] for option in ("-P", "-c")] == ["prefork", "1"]
 
 
 def queue_of(command: list[str]) -> str:
@@ -85,7 +94,7 @@ def test_health_is_checked_and_waited_for() -> None:
         assert SERVICES[name]["restart"] == "unless-stopped", name
     assert SERVICES["migrate"]["restart"] == "no"
     assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("web", "worker", "maintenance", "beat", "flower"):
+    for name in OURS[1:]:
         assert SERVICES[name]["depends_on"] == {
             "migrate": {"condition": "service_completed_successfully"},
             "postgres": {"condition": "service_healthy"},

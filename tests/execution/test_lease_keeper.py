@@ -6,16 +6,18 @@ import uuid
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import OperationalError
 
-from mailbox_app.errors import LeaseLost, Stop
+from mailbox_app.errors import Cancelled, LeaseLost, Stop
 from mailbox_app.execution import Context, activation, runner
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.execution.places import Places
 from mailbox_app.models import Dispatch
-from mailbox_app.operations import claim, recover, settle
+from mailbox_app.operations import cancel, claim, recover, settle
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
@@ -208,6 +210,104 @@ def test_a_keeper_that_settles_a_time_limit_goes_on_renewing_the_others(
         seen = len(renewals.calls)
         until(lambda: len(renewals.calls) >= seen + 2, "two more renewals")
         release.set()
+
+
+def test_a_run_that_ignores_its_cancellation_is_settled_without_its_agent(
+    register: Register, keeper: LeaseKeeper, settings: Any
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "cancel_grace_seconds": 0.5}
+    raised: list[BaseException] = []
+    go_on, done = threading.Event(), threading.Event()
+
+    def agent(ctx: Context) -> str:
+        go_on.wait(20)
+        try:
+            ctx.say("too late")
+        except BaseException as error:
+            raised.append(error)
+        return "too late as well"
+
+    register(agent)
+    posted = scene.post(agent="probe")
+    behind = scene.post(agent="probe", thread_id=posted.thread_id)
+    one = scene.taken(agents=("probe",))
+    places = Places("slot", lambda: 0, on_worn=lambda reason: None)
+
+    def work() -> None:
+        runner.run(one, keeper=keeper, own_process=False, places=places)
+        done.set()
+
+    start(work)
+    assert cancel.run(scope=scene.SCOPE, run_id=one.run_id).outcome == "requested"
+    until(lambda: scene.run(one).status == "done", "the run is settled")
+    assert not done.is_set(), "its agent is still at it"
+    run, dispatch = scene.run(one), scene.dispatch(one)
+    assert (run.termination, run.final_output, dispatch.status) == ({"type": "cancelled"}, None, "cancelled")
+    assert dispatch.cancel_requested_at is not None
+    assert run.finished_at is not None
+    assert run.finished_at - dispatch.cancel_requested_at >= timedelta(seconds=0.5), "not before its grace was over"
+    until(lambda: places.abandoned == 1, "its place is counted as abandoned")
+    assert scene.taken(agents=("probe",)).run_id == behind.run_id, "its thread is free"
+    with scene.nothing_changes():
+        go_on.set()
+        assert done.wait(20)
+    assert [type(error) for error in raised] == [Cancelled]
+    assert places.abandoned == 0
+
+
+def test_a_run_that_stops_within_its_grace_keeps_its_place_and_its_process(
+    register: Register, keeper: LeaseKeeper, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "cancel_grace_seconds": 0.1}
+    kills: list[tuple[int, int]] = []
+    monkeypatch.setattr(activation.os, "kill", lambda *given: kills.append(given))
+    calls: list[Callable[[], None]] = []
+
+    class Grasping(LeaseKeeper):
+        def holding(self, claim: Claim, **given: Any) -> Any:
+            calls.append(given["on_ignored"])
+            return super().holding(claim, **given)
+
+    def agent(ctx: Context) -> None:
+        cancel.run(scope=scene.SCOPE, run_id=uuid.UUID(ctx.run_id))
+        ctx.checkpoint()
+
+    register(agent)
+    scene.post(agent="probe")
+    one = scene.taken(agents=("probe",))
+    runner.run(one, keeper=Grasping(lambda tokens: claim.renew(tokens=tokens)), own_process=True)
+    assert scene.run(one).termination == {"type": "cancelled"}
+    with scene.nothing_changes():
+        calls[0]()
+    assert kills == []
+
+
+def test_a_nudge_brings_the_renewal_of_that_claim_alone_forward(renewals: Renewals, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "lease_seconds": 60, "renewal_seconds": 20}
+    keeper = LeaseKeeper(renewals)
+    named, other = scene.posted_and_taken(), scene.posted_and_taken()
+    stops: dict[str, list[Stop]] = {"named": [], "other": []}
+    with hold(keeper, named, stops["named"]), hold(keeper, other, stops["other"]):
+        keeper.nudge(named.dispatch_id)
+        until(lambda: renewals.calls == [{named.token}], "the row is asked")
+        assert stops == {"named": [], "other": []}, "a nudge stops nobody: the row does"
+        cancel.run(scope=scene.SCOPE, run_id=named.run_id)
+        keeper.nudge(uuid.uuid4())
+        keeper.nudge(named.dispatch_id)
+        until(lambda: stops["named"], "the run is stopped", seconds=10)
+        keeper.nudge(named.dispatch_id)
+    assert (renewals.calls, stops["other"]) == ([{named.token}] * 2, [])
+
+
+def test_a_nudge_that_comes_before_its_claim_is_kept_is_not_lost(renewals: Renewals, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "lease_seconds": 60, "renewal_seconds": 20}
+    keeper, one, stops = LeaseKeeper(renewals), scene.posted_and_taken(), []
+    with hold(keeper, scene.posted_and_taken(), []):
+        cancel.run(scope=scene.SCOPE, run_id=one.run_id)
+        keeper.nudge(one.dispatch_id)
+        with hold(keeper, one, stops):
+            until(lambda: stops, "the run is stopped", seconds=10)
+    assert isinstance(stops[0], Cancelled)
 
 
 def test_a_time_limit_that_comes_after_the_agent_s_end_neither_settles_nor_kills(

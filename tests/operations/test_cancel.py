@@ -4,9 +4,10 @@ import uuid
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 
-from mailbox_app.errors import Gone, InvalidInput, RunNotFound
-from mailbox_app.models import Message, Run, Thread
+from mailbox_app.errors import Gone, InvalidInput, LeaseLost, RunNotFound
+from mailbox_app.models import Dispatch, Message, Run, Thread
 from mailbox_app.operations import cancel, recover, settle, threads, tick
 from tests import given
 from tests.operations import scene
@@ -85,6 +86,30 @@ def test_a_worker_that_is_gone_after_the_request_is_reclaimed_as_cancelled() -> 
     scene.expire_lease(claim)
     assert recover.reclaim() == 1
     assert (scene.run(claim).status, scene.dispatch(claim).status) == ("done", "cancelled")
+
+
+def test_a_request_that_nobody_heeds_is_finished_by_the_sweep_before_a_long_lease_is_over(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "lease_seconds": 600, "cancel_grace_seconds": 30}
+    claim = scene.posted_and_taken()
+    ask(claim)
+    behind = scene.post(thread_id=claim.thread_id)
+
+    def age(seconds: int) -> None:
+        asked_at = Now() - scene.timedelta(seconds=seconds)
+        assert Dispatch.objects.filter(pk=claim.dispatch_id).update(cancel_requested_at=asked_at)
+
+    age(229)  # the grace, and the renewal by which a worker that lives learns of it
+    assert recover.finish_cancelled() == 0
+    age(231)
+    assert recover.finish_cancelled() == 1
+    run, dispatch = scene.run(claim), scene.dispatch(claim)
+    assert (run.status, run.termination, dispatch.status) == ("done", {"type": "cancelled"}, "cancelled")
+    assert scene.kinds(claim).count("RunCancelled") == 1
+    with scene.nothing_changes():
+        assert recover.finish_cancelled() == 0
+        with pytest.raises(LeaseLost):
+            settle.stopped(claim)
+    assert scene.taken().run_id == behind.run_id
 
 
 def test_a_run_between_two_attempts_ends_at_once_and_frees_its_thread() -> None:

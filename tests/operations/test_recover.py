@@ -71,6 +71,53 @@ def test_a_dispatch_that_costs_max_lost_workers_their_lease_is_buried() -> None:
     assert scene.last_event(claim).kind == "RunErrored"
 
 
+QUARANTINE = "mailbox.quarantine"
+
+
+def lost_twice() -> Dispatch:
+    """A dispatch that has cost two workers their lease, as the sweep left it."""
+    claim = scene.posted_and_taken()
+    for number in range(2):
+        claim = claim if number == 0 else scene.taken()
+        scene.expire_lease(claim)
+        assert scene.dispatch(claim).queue == "mailbox.default", "one lost lease is bad luck"
+        assert recover.reclaim() == 1
+    return scene.dispatch(claim)
+
+
+def test_after_two_lost_leases_a_dispatch_goes_on_in_quarantine() -> None:
+    given.registration(worker="apart@here", queues=[QUARANTINE])
+    dispatch = lost_twice()
+    assert (dispatch.status, dispatch.queue, dispatch.lost_count) == ("queued", QUARANTINE, 2)
+    assert scene.thread(dispatch).due_queue == QUARANTINE
+    assert scene.take() is None, "nobody else takes it"
+    claim = scene.taken(queue=QUARANTINE)
+    scene.expire_lease(claim)
+    recover.reclaim()
+    assert scene.dispatch(claim).queue == QUARANTINE, "there it stays"
+    settle.complete(scene.taken(queue=QUARANTINE))
+    assert scene.run(claim).status == "done"
+
+
+NO_QUARANTINE: dict[str, dict[str, Any]] = {
+    "serves another queue": {"queues": ["mailbox.default"]},
+    "has another agent": {"queues": [QUARANTINE], "agent": "other"},
+    "is gone": {"queues": [QUARANTINE], "gone_at": Now()},
+}
+
+
+@pytest.mark.parametrize("fields", NO_QUARANTINE.values(), ids=NO_QUARANTINE.keys())
+def test_without_a_worker_for_it_there_nothing_is_put_in_quarantine(fields: dict[str, Any]) -> None:
+    given.registration(worker="apart@here", **fields)
+    assert lost_twice().queue == "mailbox.default"
+
+
+def test_an_empty_name_means_no_quarantine(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "quarantine_queue": ""}
+    given.registration(worker="apart@here", queues=[QUARANTINE, ""])
+    assert lost_twice().queue == "mailbox.default"
+
+
 def test_a_lost_run_that_was_asked_to_stop_is_cancelled() -> None:
     claim = scene.posted_and_taken()
     scene.ask_to_cancel(claim)

@@ -43,6 +43,7 @@ PROBLEMS: dict[str, Problem] = {
     "not_found": Problem(404, "There is nothing at this address"),
     "thread_not_found": Problem(404, "There is no such thread"),
     "run_not_found": Problem(404, "There is no such run"),
+    "message_not_found": Problem(404, "There is no such message in the thread"),
     "dead_letter_not_found": Problem(404, "There is no such dead letter"),
     "not_paused": Problem(404, "There is no such pause"),
     "method_not_allowed": Problem(405, "The address does not support this method"),

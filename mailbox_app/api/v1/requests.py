@@ -38,7 +38,8 @@ class NewRunSerializer(serializers.Serializer[Any]):
         named="IfActive",
         required=False,
         allow_null=True,
-        help_text="While the thread has an open run: wait for it (`enqueue`, the default), or be refused (`reject`).",
+        help_text="While the thread has an open run: wait for it (`enqueue`, the default), or be refused (`reject`). "
+        "`interrupt`: stop it and all that is due behind it, and come next.",
     )
     priority = serializers.IntegerField(
         required=False, allow_null=True, min_value=0, max_value=255, help_text="0 goes first; 128 unless given."
@@ -67,6 +68,12 @@ class NewBatchSerializer(serializers.Serializer[Any]):
 class CancelSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(
         required=False, allow_null=True, allow_blank=True, max_length=200, help_text="Told with the run's events."
+    )
+
+
+class ReleaseSerializer(serializers.Serializer[Any]):
+    message_ids = serializers.ListField(
+        child=serializers.UUIDField(), required=False, allow_null=True, min_length=1, help_text="All unless given."
     )
 
 

@@ -22,12 +22,32 @@ from mailbox_app.operations import cancel
 from mailbox_app.states import DispatchStatus, RunStatus
 
 
+class InterruptedSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    epoch = serializers.IntegerField(help_text="Raised by each interrupt that stopped something.")
+    run_id = serializers.UUIDField(allow_null=True, help_text="The open run it stopped, or asked to stop.")
+    outcome = Word(
+        [cancel.Outcome.CANCELLED.value, cancel.Outcome.REQUESTED.value],
+        named="InterruptOutcome",
+        allow_null=True,
+        help_text="Of that run. `requested`: its worker has been asked and has not stopped yet.",
+    )
+    superseded_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They never start.")
+    held_message_ids = serializers.ListField(
+        child=serializers.UUIDField(), help_text="Nobody reads them until they are released."
+    )
+    waits_for = serializers.UUIDField(
+        allow_null=True, help_text="The open run, left alone: an answer for it is on its way."
+    )
+
+
 class ReceiptSerializer(serializers.Serializer[Any]):
     thread_id = serializers.UUIDField()
     run_id = serializers.UUIDField()
     dispatch_id = serializers.UUIDField()
     message_ids = serializers.ListField(child=serializers.UUIDField())
     status = Word(RunStatus)
+    interrupted = InterruptedSerializer(allow_null=True, help_text="With `if_active` of `interrupt`; null otherwise.")
 
 
 class BatchSerializer(serializers.Serializer[Any]):
@@ -126,6 +146,43 @@ class CancelledSerializer(serializers.Serializer[Any]):
     )
     status = Word(RunStatus)
     termination = Passed(TerminationSerializer)
+
+
+class ClearedSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    cancelled_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They have ended.")
+    requested_run_id = serializers.UUIDField(
+        allow_null=True, help_text="The run whose worker has been asked, and has not stopped yet."
+    )
+
+
+class PendingMessageSerializer(serializers.Serializer[Message]):
+    id = serializers.UUIDField()
+    client_id = serializers.CharField(allow_null=True)
+    thread_id = serializers.UUIDField()
+    position = serializers.IntegerField(help_text="Its place among what is pending.")
+    held = serializers.BooleanField(help_text="An interrupt has held it: nobody reads it until it is released.")
+    role = Word(Role)
+    content = Content()
+    visibility = Word(Visibility)
+    sender = serializers.CharField(allow_blank=True)
+    metadata = Object()
+    run_id = serializers.UUIDField(
+        allow_null=True, help_text="The run that will read it, or would have; null: whoever comes."
+    )
+    created_at = Instant()
+
+
+class PendingPageSerializer(serializers.Serializer[Any]):
+    items = PendingMessageSerializer(many=True)
+    next_cursor = serializers.IntegerField(help_text="Pass it as `after` to go on.")
+    has_more = serializers.BooleanField()
+
+
+class ReleasedSerializer(serializers.Serializer[Any]):
+    thread_id = serializers.UUIDField()
+    message_ids = serializers.ListField(child=serializers.UUIDField(), help_text="Those that were held until now.")
+    run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="The new runs that will read them.")
 
 
 class MadeDueSerializer(serializers.Serializer[Any]):

@@ -30,6 +30,7 @@ from mailbox_app.api.v1.runs import (
     ThreadRunsView,
 )
 from mailbox_app.api.v1.schema import DocsView, SchemaView
+from mailbox_app.api.v1.stopping import PendingReleaseView, PendingView, ThreadCancelView, ThreadInterruptView
 from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadView
 
 app_name = "mailbox"
@@ -48,6 +49,10 @@ urlpatterns = [
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
+    path("threads/<str:thread_id>/interrupt", ThreadInterruptView.as_view(), name="thread-interrupt"),
+    path("threads/<str:thread_id>/cancel", ThreadCancelView.as_view(), name="thread-cancel"),
+    path("threads/<str:thread_id>/pending", PendingView.as_view(), name="thread-pending"),
+    path("threads/<str:thread_id>/pending/release", PendingReleaseView.as_view(), name="thread-pending-release"),
     path("threads/<str:thread_id>/runs", ThreadRunsView.as_view(), name="thread-runs"),
     path("threads/<str:thread_id>/runs/active", ThreadActiveRunView.as_view(), name="thread-run-active"),
     path("threads/<str:thread_id>/runs/latest", ThreadLatestRunView.as_view(), name="thread-run-latest"),

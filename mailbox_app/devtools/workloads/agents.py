@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,30 @@ def stuck(ctx: Context) -> None:
     with _telling(ctx):
         while not Path(ctx.options["gate"]).exists():
             time.sleep(0.05)
+
+
+@agent("workload.polls")
+def polls(ctx: Context) -> None:
+    """Look at checkpoints, again and again, until one says to stop."""
+    with _telling(ctx):
+        while True:
+            ctx.checkpoint()
+            time.sleep(0.05)
+
+
+@agent("workload.ignores")
+def ignores(ctx: Context) -> None:
+    """Heed nothing until the file `gate` exists."""
+    with _telling(ctx):
+        while not Path(ctx.options["gate"]).exists():
+            time.sleep(0.05)
+
+
+@agent("workload.poison")
+def poison(ctx: Context) -> None:
+    """End its process, as the kernel does when memory is short."""
+    with _telling(ctx):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @agent("workload.waits")
