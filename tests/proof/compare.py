@@ -1,13 +1,34 @@
 """Hold every row against what the oracle says, and each ready flag against a fresh look at the rows."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from django.apps import apps
+from django.db import connection
 
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
 from mailbox_app.models.event import TERMINAL_KINDS
 from tests.operations import scene
 from tests.proof.oracle import Intent, Talk
+
+
+@contextmanager
+def nothing_changes() -> Iterator[None]:
+    """`scene.nothing_changes` in one statement: a machine asks it at every other step."""
+    before = _digest()
+    yield
+    assert _digest() == before, "a refused call changed something"
+
+
+def _digest() -> list[tuple[Any, ...]]:
+    models = [model for model in apps.get_app_config("mailbox").get_models() if not model._meta.proxy]
+    tables = [model._meta.db_table for model in models]
+    parts = [f"SELECT '{name}', md5(string_agg(one::text, '|' ORDER BY one.id)) FROM {name} AS one" for name in tables]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(parts))
+        return sorted(cursor.fetchall())
 
 
 def check(talks: Collection[Talk]) -> None:

@@ -20,7 +20,6 @@ from mailbox_app.errors import (
     ActiveRunConflict,
     AlreadyResolved,
     Conflict,
-    DeadLetterNotFound,
     DuplicateKey,
     LeaseLost,
     NotScheduled,
@@ -107,6 +106,12 @@ class Queue(RuleBasedStateMachine):
     def runs(self) -> list[Intent]:
         return [run for talk in self.talks for run in talk.runs]
 
+    def _run(self, pick: int) -> Intent:
+        """Mostly one that is not done."""
+        going = [run for run in self.runs if run.status != "done"]
+        chosen = going if going and pick < 9 else self.runs
+        return chosen[-1 - pick % len(chosen)]
+
     def _talk(self, pick: int) -> Talk:
         return self.talks[pick % len(self.talks)]
 
@@ -165,12 +170,12 @@ class Queue(RuleBasedStateMachine):
         for pick, given in wanted:
             self._talk(pick).submit(**given)
 
-    @precondition(lambda self: self.talks)
+    @precondition(lambda self: any(talk.open for talk in self.talks))
     @rule(pick=PICK, boundary=st.sampled_from(("next_step", "on_natural_end")))
     def say_something(self, pick: int, boundary: str) -> None:
-        talk = self._talk(pick)
-        if talk.open is None:
-            return
+        talks = [talk for talk in self.talks if talk.open]
+        talk = talks[pick % len(talks)]
+        assert talk.open is not None
         posted = submit.messages(scope=scene.SCOPE, thread_id=talk.id, messages=["more"], boundary=boundary)
         talk.say()
         assert posted.run_id == talk.open.id
@@ -202,7 +207,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(pick=PICK)
     def cancel_a_run(self, pick: int) -> None:
-        run = self.runs[-1 - pick % len(self.runs)]
+        run = self._run(pick)
         assert run.id is not None
         expected = run.talk.cancel(run)
         assert cancel.run(scope=scene.SCOPE, run_id=run.id).outcome == expected
@@ -230,9 +235,22 @@ class Queue(RuleBasedStateMachine):
 
     # Workers.
 
-    @precondition(lambda self: self.talks)
-    @rule(agents=st.sampled_from((AGENTS, AGENTS, AGENTS[:1], AGENTS[1:])), most=st.sampled_from((1, 1, 2, 4)))
-    def claim_work(self, agents: tuple[str, ...], most: int) -> None:
+    @precondition(lambda self: any(talk.head() for talk in self.talks))
+    @rule(agents=st.sampled_from((AGENTS, AGENTS[:1], AGENTS[1:])), most=st.sampled_from((1, 2)))
+    def a_worker_of_some_agents_claims(self, agents: tuple[str, ...], most: int) -> None:
+        self._claim(agents, most)
+
+    @precondition(lambda self: any(talk.head() for talk in self.talks))
+    @rule()
+    def a_worker_claims_one(self) -> None:
+        self._claim(AGENTS, 1)
+
+    @precondition(lambda self: any(talk.head() for talk in self.talks))
+    @rule()
+    def a_worker_claims_all(self) -> None:
+        self._claim(AGENTS, 4)
+
+    def _claim(self, agents: tuple[str, ...], most: int) -> None:
         due = Thread.objects.filter(due_at__isnull=False, due_queue=scene.QUEUE, due_agent__in=agents)
         looked_at = list(due.order_by("due_priority", "due_at", "id").values_list("pk", flat=True))[:most]
         by_id = {talk.id: talk for talk in self.talks}
@@ -361,8 +379,10 @@ class Queue(RuleBasedStateMachine):
             held.run.talk.is_stale = False
 
     def _held(self, pick: int) -> Held:
-        """Lately given claims first: most of them are good, the others have been lost."""
-        return self.held[-1 - pick % min(len(self.held), 6)]
+        """Mostly one that is good; else one of the last, which may have been lost."""
+        owners = [one for one in self.held if one.is_owner]
+        chosen = owners if owners and pick < 9 else self.held[-6:]
+        return chosen[-1 - pick % len(chosen)]
 
     def _settled(self, held: Held, call: Callable[[], Any]) -> None:
         call()
@@ -376,20 +396,23 @@ class Queue(RuleBasedStateMachine):
             self._refused(LeaseLost, call)
 
     def _unchanged(self, call: Callable[[], Any]) -> Any:
-        with scene.nothing_changes():
+        with compare.nothing_changes():
             return call()
 
     def _refused(self, error: type[BaseException], call: Callable[[], Any]) -> None:
-        with scene.nothing_changes(), pytest.raises(error):
+        with compare.nothing_changes(), pytest.raises(error):
             call()
 
     # Operators.
 
+    @property
+    def dead(self) -> list[tuple[Intent, Entry]]:
+        return [(run, one) for run in self.runs for one in run.entries if one.status == "dead_letter"]
+
+    @precondition(lambda self: self.dead)
     @rule(pick=PICK, acts=st.sampled_from(("replay", "replay", "discard")))
     def deal_with_a_dead_letter(self, pick: int, acts: str) -> None:
-        dead = [(run, one) for run in self.runs for one in run.entries if one.status == "dead_letter"]
-        if not dead:
-            return
+        dead = self.dead
         run, entry = dead[-1 - pick % len(dead)]
         assert entry.id is not None
         dispatch_id = entry.id
@@ -409,14 +432,10 @@ class Queue(RuleBasedStateMachine):
             entry.resolved = True
             run.talk.is_stale = False
 
-    @rule(token=st.uuids())
-    def deal_with_what_is_no_dead_letter(self, token: uuid.UUID) -> None:
-        self._refused(DeadLetterNotFound, lambda: replay.one(dispatch_id=token, by="op"))
-
     @precondition(lambda self: self.runs)
     @rule(pick=PICK)
     def start_it_now(self, pick: int) -> None:
-        run = self.runs[-1 - pick % len(self.runs)]
+        run = self._run(pick)
         assert run.id is not None
         run_id, queued = run.id, run.queued
         call = lambda: tick.run_now(run_id=run_id)  # noqa: E731
@@ -429,7 +448,7 @@ class Queue(RuleBasedStateMachine):
 
     # The clock, and who looks at it.
 
-    @precondition(lambda self: self.talks)
+    @precondition(lambda self: any(run.queued and run.queued.later for run in self.runs))
     @rule(pick=PICK)
     def hours_pass(self, pick: int) -> None:
         """What a thread had scheduled, or let back off, has come due; nobody has looked."""
@@ -450,14 +469,15 @@ class Queue(RuleBasedStateMachine):
         scene.expire_lease(held.claim)
         held.entry.is_expired = True
 
+    @precondition(lambda self: any(run.status == "waiting" for run in self.runs))
     @rule(pick=PICK)
     def patience_ends(self, pick: int) -> None:
         waiting = [run for run in self.runs if run.status == "waiting"]
-        if waiting:
-            run = waiting[pick % len(waiting)]
-            Run.objects.filter(pk=run.id).update(wait_until=Now() - timedelta(seconds=1))
-            run.is_overdue = True
+        run = waiting[pick % len(waiting)]
+        Run.objects.filter(pk=run.id).update(wait_until=Now() - timedelta(seconds=1))
+        run.is_overdue = True
 
+    @precondition(lambda self: any(talk.is_stale for talk in self.talks) or any(run.is_overdue for run in self.runs))
     @rule()
     def tick(self) -> None:
         waking = set(Thread.objects.waking().values_list("pk", flat=True))
@@ -470,6 +490,7 @@ class Queue(RuleBasedStateMachine):
             run.talk.end(run, "stopped")
             run.talk.is_stale = False
 
+    @precondition(lambda self: any(run.live and run.live.is_expired for run in self.runs))
     @rule()
     def sweep(self) -> None:
         lost = [run for run in self.runs if run.live and run.live.status == "claimed" and run.live.is_expired]
@@ -478,12 +499,11 @@ class Queue(RuleBasedStateMachine):
             run.talk.lose(run)
             run.talk.is_stale = False
 
+    @precondition(lambda self: any(run.status == "done" and run.entries for run in self.runs))
     @rule(pick=PICK, days=st.sampled_from((2, 40)))
     def prune(self, pick: int, days: int) -> None:
         """Days after what a run did was over."""
         done = [run for run in self.runs if run.status == "done" and run.entries]
-        if not done:
-            return
         run = done[pick % len(done)]
         old = Dispatch.objects.filter(run_id=run.id)
         old.update(completed_at=Now() - timedelta(days=days))
@@ -509,7 +529,7 @@ class Queue(RuleBasedStateMachine):
             for place in range(len(self.talks)):
                 self.hours_pass(place)
             self.tick()
-            self.claim_work(AGENTS, 4)
+            self._claim(AGENTS, 4)
             compare.check(self.talks)
             for held in [one for one in self.held if one.is_owner]:
                 if held.is_owner:

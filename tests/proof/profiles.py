@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 # In the suite the same examples each time: a red suite is about the change it was run for.
-BRIEF = {"max_examples": 40, "stateful_step_count": 40, "derandomize": True}
+BRIEF = {"max_examples": 25, "stateful_step_count": 40, "derandomize": True}
 
 
 def given() -> dict[str, Any]:
