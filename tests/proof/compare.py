@@ -25,7 +25,9 @@ def nothing_changes() -> Iterator[None]:
 def _digest() -> list[tuple[Any, ...]]:
     models = [model for model in apps.get_app_config("mailbox").get_models() if not model._meta.proxy]
     tables = [model._meta.db_table for model in models]
-    parts = [f"SELECT '{name}', md5(string_agg(one::text, '|' ORDER BY one::text)) FROM {name} AS one" for name in tables]
+    parts = [
+        f"SELECT '{name}', md5(string_agg(one::text, '|' ORDER BY one::text)) FROM {name} AS one" for name in tables
+    ]
     with connection.cursor() as cursor:
         cursor.execute(" UNION ALL ".join(parts))
         return sorted(cursor.fetchall())

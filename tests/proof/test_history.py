@@ -16,21 +16,25 @@ from tests.chaos.live import RECOVERED_SECONDS, SETTINGS, SLACK_SECONDS, Live
 from tests.chaos.workers import Worker
 from tests.proof.history import Accepted, faults
 
-# MAILBOX_PROOF_RUNS=<runs> makes the round longer; each 100 runs kill one worker.
+# MAILBOX_PROOF_RUNS=<runs> makes the round longer; each 200 runs one worker is killed.
 RUNS = int(os.environ.get("MAILBOX_PROOF_RUNS", "200"))
 THREADS = 20
 BATCH = 50
 
 
 def a_run(place: int = 1, **given: Any) -> Accepted:
-    return Accepted(**{"id": f"r{place}", "thread": "t", "place": place, "status": "done", "ended": 1, "lost": 0, **given})
+    return Accepted(
+        **{"id": f"r{place}", "thread": "t", "place": place, "status": "done", "ended": 1, "lost": 0, **given}
+    )
 
 
 def said(*steps: tuple[str, int, int]) -> list[dict[str, Any]]:
     return [{"what": what, "run": f"r{place}", "fence": fence} for what, place, fence in steps]
 
 
-GOOD = said(("enters", 1, 1), ("returns", 1, 1), ("enters", 2, 2), ("leaves", 2, 2), ("enters", 2, 3), ("returns", 2, 3))
+GOOD = said(
+    ("enters", 1, 1), ("returns", 1, 1), ("enters", 2, 2), ("leaves", 2, 2), ("enters", 2, 3), ("returns", 2, 3)
+)
 TAKEN_OVER = said(("enters", 1, 1), ("enters", 1, 2), ("returns", 1, 2), ("leaves", 1, 1))
 
 
@@ -51,13 +55,21 @@ def test_a_good_history_has_no_faults(accepted: list[Accepted], lines: list[dict
         ([a_run()], [], "run r1 never returned"),
         ([a_run()], TAKEN_OVER, "run r1 entered at fence 2 while run r1 owned the thread"),
         ([a_run()], GOOD[:1], "run r1 vanished at fence 1"),
-        ([a_run(), a_run(2)], [*GOOD[4:], *said(("enters", 1, 4), ("returns", 1, 4))], "runs began in the order [2, 1]"),
+        (
+            [a_run(), a_run(2)],
+            [*GOOD[4:], *said(("enters", 1, 4), ("returns", 1, 4))],
+            "runs began in the order [2, 1]",
+        ),
         (
             [a_run()],
             said(("enters", 1, 2), ("leaves", 1, 2), ("enters", 1, 2), ("returns", 1, 2)),
             "run r1 entered at fence 2, which is no higher than one before",
         ),
-        ([a_run()], said(*[("enters", 1, 1), ("returns", 1, 1)], ("enters", 1, 2), ("returns", 1, 2)), "returned 2 times"),
+        (
+            [a_run()],
+            said(*[("enters", 1, 1), ("returns", 1, 1)], ("enters", 1, 2), ("returns", 1, 2)),
+            "returned 2 times",
+        ),
         ([a_run()], [*GOOD[:2], *said(("returns", 1, 9))], "run r1 ended at fence 9, which it had never entered"),
         ([], GOOD[:1], "nobody was told of run r1"),
     ],
@@ -121,9 +133,9 @@ class Round:
         )
         by_id = {row["id"]: row for row in rows}
         return [
-            Accepted(id, thread, row["place"], row["status"], row["ended"], int(row["lost"] or 0))
-            for id, thread in self.runs
-            for row in (by_id[id],)
+            Accepted(run_id, thread, row["place"], row["status"], row["ended"], int(row["lost"] or 0))
+            for run_id, thread in self.runs
+            for row in (by_id[run_id],)
         ]
 
     def open_count(self) -> int:
@@ -135,7 +147,7 @@ class Round:
 def test_what_workers_wrote_down_keeps_every_promise_though_one_was_killed(live: Live) -> None:
     told = Round(live)
     with Worker(live, "steady", slots=4):
-        for first in range(0, RUNS, 100):
+        for first in range(0, RUNS, 200):
             told.gate.unlink(missing_ok=True)
             killed = f"killed-{first}"
             with Worker(live, killed, slots=4) as worker:
@@ -146,7 +158,7 @@ def test_what_workers_wrote_down_keeps_every_promise_though_one_was_killed(live:
                 wait_until(lambda: any(line["pid"] == worker.pid for line in told.gated()), SLACK_SECONDS)
                 assert any(line["pid"] == worker.pid for line in told.gated()), told.lines
                 before = told.count("returns")
-                for start in range(first, min(first + 100, RUNS), BATCH):
+                for start in range(first, min(first + 200, RUNS), BATCH):
                     numbers = range(start, min(start + BATCH, RUNS))
                     told.post(*({"thread_key": f"t{n % THREADS}", "options": told.options()} for n in numbers))
                 wait_until(lambda before=before: told.count("returns") >= before + 20, SLACK_SECONDS)
