@@ -71,7 +71,7 @@ class Stage(RuleBasedStateMachine):
         return key is not None and any(run.key == key and run.status != "done" for run in self.runs)
 
     def _unchanged(self, talk: Talk, call: Callable[[], Any]) -> Any:
-        """What is told again changes nothing; but who holds a fence brings a flag that time has overtaken up to date."""
+        """What is told again changes nothing; but a fence brings a flag that time has overtaken up to date."""
         if talk.is_stale:
             talk.is_stale = False
             return call()
