@@ -49,7 +49,11 @@ MUTATIONS = (
     Mutation("SKIP LOCKED of a group", f"{MODELS}/thread.py", (("NO KEY UPDATE SKIP LOCKED", "NO KEY UPDATE"),)),
     Mutation("the lock of the fence", f"{MODELS}/thread.py", (("ORDER BY id FOR NO KEY UPDATE", "ORDER BY id"),)),
     Mutation("the rewrite of the flag", f"{MODELS}/thread.py", (("        thread.judge()\n", "        pass\n"),)),
-    Mutation("the flag of a submission", f"{OPERATIONS}/submit.py", (("thread.consider(queued.dispatch)", "pass"),)),
+    Mutation(
+        "the flag of a submission",
+        f"{OPERATIONS}/submit.py",
+        (("thread.consider(queued.dispatch)", "thread._is_judged = True"),),
+    ),
     Mutation(
         "lock before look",
         f"{OPERATIONS}/settle.py",
