@@ -16,6 +16,7 @@ from django.db import transaction
 from mailbox_app import channel, hints
 from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
+from mailbox_app.operations import settle
 from tests.operations import scene
 from tests.races.actors import until
 
@@ -211,6 +212,16 @@ def test_a_signal_is_sent_after_commit_and_only_when_a_thread_becomes_due(queue:
     claim = scene.taken(queue=queue)
     scene.post(thread_id=posted.thread_id)
     assert (waiting(queue), claim.run_id) == (1, posted.run_id), "the thread is taken"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_work_under_a_key_used_before_is_signalled_anew(queue: str, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "default_queue": queue}
+    for times in (1, 2):
+        scene.post(dedupe_key="once")
+        assert waiting(queue) == times
+        settle.complete(scene.taken(queue=queue))
+        channel.lower_flag(queue)
 
 
 @pytest.mark.django_db(transaction=True)

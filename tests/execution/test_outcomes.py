@@ -14,8 +14,10 @@ from mailbox_app.errors import Cancelled, InvalidInput, LeaseLost, MailboxError,
 from mailbox_app.execution import Context, runner
 from mailbox_app.execution.contract import outcome_of, readable
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.models import Dispatch
 from mailbox_app.operations import recover
 from mailbox_app.outcomes import Failed, Retry
+from mailbox_app.testing import Mailbox
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
 
@@ -107,6 +109,20 @@ def test_a_state_that_cannot_be_stored_is_buried_at_once(perform: Perform) -> No
         "code": "invalid_output",
         "message": "state.when is a object, which JSON cannot hold",
     }
+
+
+def test_runs_that_fail_for_good_are_one_call_each(mailbox: Mailbox, registered_agent: Register) -> None:
+    called: list[Any] = []
+
+    def agent(ctx: Context) -> None:
+        called.append(ctx.run_id)
+        raise Permanent("no quota")
+
+    registered_agent(agent, max_attempts=5)
+    runs = [mailbox.submit("go", agent="probe").pk for _ in range(50)]
+    assert mailbox.run_until_idle() == 50
+    assert sorted(map(str, called)) == sorted(map(str, runs))
+    assert set(Dispatch.objects.values_list("status", flat=True)) == {"dead_letter"}
 
 
 def test_a_mapping_of_any_kind_is_an_object(perform: Perform) -> None:
