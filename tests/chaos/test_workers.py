@@ -10,7 +10,7 @@ from mailbox_app.devtools.probes import descendants, living
 from mailbox_app.devtools.processes import wait_until
 from tests.chaos.live import LEASE_SECONDS, SLACK_SECONDS, Live, Watched
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.both, pytest.mark.timeout(300)]
 
 
 def _halfway(live: Live) -> Watched:

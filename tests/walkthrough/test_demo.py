@@ -11,7 +11,7 @@ import pytest
 from mailbox_app.devtools.probes import StackProcess, descendants, living
 from mailbox_app.devtools.processes import owner_of, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.both]
 ROOT = Path(__file__).resolve().parents[2]
 ORDERS = (ROOT / "mailbox_project" / "examples" / "orders.csv").read_text().splitlines()
 
