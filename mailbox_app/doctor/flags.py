@@ -8,9 +8,9 @@ from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.doctor.findings import Check, Finding
-from mailbox_app.doctor.walk import grace_seconds, rows
+from mailbox_app.doctor.walk import rows
 from mailbox_app.errors import Gone, ThreadNotFound
-from mailbox_app.models import AgentRegistration, Thread
+from mailbox_app.models import Thread
 from mailbox_app.models.ready import FLAG
 
 _FIX = "Takes the thread's fence and leaves it, which judges the thread anew."
@@ -34,19 +34,11 @@ FLAG_WRONG = Check(
     f"Workers look at the thread for nothing, at the wrong time or from the wrong queue. {_REMEDY}",
     fix=_FIX,
 )
-HEAD_HIDDEN = Check(
-    "head_hidden",
-    "A thread's first due work could be run, but its flag names other work, which no live worker can run.",
-    "dispatch {dispatch_id} (agent {agent!r}) is the first due on thread {thread_id} since {since}, but the flag names "
-    "agent {hiding!r} on queue {queue!r}, which no live worker serves: it says {is_}, judged anew it says {should_be}",
-    "It came due behind work that was due already, and only who claims that would see it. `mailbox_doctor --fix` "
-    "rewrites the flag; a worker for the other agent helps too.",
-    fix=_FIX,
-)
-CHECKS = (WAKE_UP_LOST, FLAG_WRONG, HEAD_HIDDEN)
+CHECKS = (WAKE_UP_LOST, FLAG_WRONG)
 
 # The flag, compared with what is queued. A due flag may name another queued dispatch than the first: what was scheduled
-# has come due since, and the claim looks for itself. So not the head is asked for, but one that is as the flag says.
+# has come due since, and the tick or the claim looks for itself. So not the head is asked for, but one that is as the
+# flag says.
 _SUSPECTS = """
     SELECT t.id AS thread_id, q.queued, q.first_at,
         q.queued > 0 AND t.due_at IS NULL AND t.wakes_at IS NULL AND t.blocked_reason = '' AND t.active_run_id IS NULL
@@ -54,6 +46,7 @@ _SUSPECTS = """
     FROM mailbox_thread AS t CROSS JOIN LATERAL (
         SELECT count(*) AS anybodys, count(*) FILTER (WHERE is_next) AS queued,
             min(available_at) FILTER (WHERE is_next) AS first_at,
+            min(available_at) FILTER (WHERE is_next AND available_at > statement_timestamp()) AS next_at,
             bool_or(
                 is_next AND available_at = t.due_at AND priority = t.due_priority AND queue = t.due_queue
                 AND agent = t.due_agent AND version_key = t.due_version AND available_at <= statement_timestamp()
@@ -66,26 +59,13 @@ _SUSPECTS = """
     WHERE t.id = ANY(%(threads)s::uuid[]) AND NOT coalesce(CASE
         WHEN t.active_run_id IS NOT NULL OR t.deleted_at IS NOT NULL
             THEN t.due_at IS NULL AND t.wakes_at IS NULL AND t.blocked_reason = ''
-        WHEN t.due_at IS NOT NULL THEN q.is_named AND t.wakes_at IS NULL AND t.blocked_reason = ''
+        WHEN t.due_at IS NOT NULL THEN q.is_named AND t.blocked_reason = ''
+            AND (t.wakes_at <= statement_timestamp() OR t.wakes_at IS NOT DISTINCT FROM q.next_at)
         WHEN t.wakes_at IS NOT NULL THEN q.first_at = t.wakes_at AND t.blocked_reason = ''
         WHEN q.queued > 0 THEN FALSE
         WHEN t.open_run_id IS NOT NULL AND q.anybodys > 0 THEN t.blocked_reason = 'open_run'
         ELSE t.blocked_reason = ''
     END, FALSE)
-"""
-
-_HIDDEN = """
-    SELECT t.id AS thread_id, head.id AS dispatch_id, head.agent, head.queue AS head_queue, head.available_at AS since,
-        t.due_queue AS queue, t.due_agent AS hiding
-    FROM mailbox_thread AS t CROSS JOIN LATERAL (
-        SELECT id, agent, queue, available_at FROM mailbox_dispatch
-        WHERE thread_id = t.id AND status = 'queued' AND (t.open_run_id IS NULL OR run_id = t.open_run_id)
-            AND available_at <= statement_timestamp()
-        ORDER BY priority, "order", id LIMIT 1
-    ) AS head
-    WHERE t.id = ANY(%(threads)s::uuid[]) AND t.due_at IS NOT NULL AND t.deleted_at IS NULL
-        AND (head.queue, head.agent) <> (t.due_queue, t.due_agent)
-        AND head.available_at < statement_timestamp() - %(grace)s * '1 s'::interval
 """
 
 
@@ -108,7 +88,7 @@ def look(threads: Sequence[uuid.UUID]) -> list[Finding]:
         found.append(
             check.found(thread_id=thread.pk, queued=suspect["queued"], first_at=_at(suspect["first_at"]), **said)
         )
-    return [*found, *_hidden(threads)]
+    return found
 
 
 def fix(finding: Finding) -> None:
@@ -126,23 +106,6 @@ def fix(finding: Finding) -> None:
     finding.is_fixed = True
 
 
-def _hidden(threads: Sequence[uuid.UUID]) -> list[Finding]:
-    """Heads that the flag hides from the workers who could run them. A flag that somebody serves mends itself."""
-    suspects = rows(_HIDDEN, {"threads": list(threads), "grace": grace_seconds()})
-    if not suspects:
-        return []
-    live = {(queue, one.agent) for one in AgentRegistration.objects.live() for queue in one.queues}
-    found = []
-    for row in suspects:
-        if (row["head_queue"], row["agent"]) in live and (row["queue"], row["hiding"]) not in live:
-            thread = Thread.objects.get(pk=row["thread_id"])
-            judged = copy.copy(thread)
-            judged.judge()
-            row["since"] = _at(row["since"])
-            found.append(HEAD_HIDDEN.found(**row, is_=_told(thread), should_be=_told(judged)))
-    return found
-
-
 def _flag(thread: Thread) -> dict[str, Any]:
     return {name: getattr(thread, name) for name in FLAG}
 
@@ -153,6 +116,7 @@ def _told(thread: Thread) -> str:
         return (
             f"due since {_at(thread.due_at)} (queue {thread.due_queue!r}, agent {thread.due_agent!r}, "
             f"priority {thread.due_priority})"
+            + (f", wakes at {_at(thread.wakes_at)}" if thread.wakes_at else "")
             + (f", blocked: {thread.blocked_reason}" if thread.blocked_reason else "")
         )
     words = [f"wakes at {_at(thread.wakes_at)}"] if thread.wakes_at else []

@@ -24,8 +24,7 @@ class BlockedReason(models.TextChoices):
 
 FLAG = ("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wakes_at", "blocked_reason")
 
-# What can start now, first by priority and order; else what can start first. The second half does not ask the clock:
-# what comes due between two looks at it would be neither.
+# What can start now, first by priority and order; and what can start first of the rest, which may go before it.
 HEADS_OF = """
     (
         SELECT TRUE AS is_due, available_at, priority, queue, agent, version_key
@@ -37,7 +36,7 @@ HEADS_OF = """
     (
         SELECT FALSE, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
-        WHERE thread_id = {thread} AND status = 'queued'
+        WHERE thread_id = {thread} AND status = 'queued' AND available_at > statement_timestamp()
         ORDER BY available_at, id LIMIT 1
     )
 """
@@ -50,8 +49,9 @@ HEAD_OF_RUN = """
 
 
 class ReadyFlag(models.Model):
-    """Due: the head can be claimed now. Waking: it can later. Blocked: something else is in front of it.
+    """Due: the head can be claimed now. Waking: there may be another head later. Blocked: something else is in front.
 
+    A thread that is due may wake too: what comes due then may go first, or be somebody's who cannot run the other.
     Paused is the one reason that stays while a run is claimed: it is the thread's, and not its head's.
     """
 
@@ -88,7 +88,6 @@ class ReadyFlag(models.Model):
                     due_queue__isnull=False,
                     due_agent__isnull=False,
                     due_version__isnull=False,
-                    wakes_at__isnull=True,
                     active_run_id__isnull=True,
                     blocked_reason="",
                 ),
@@ -112,11 +111,11 @@ class ReadyFlag(models.Model):
     def judge(self, found: "list[tuple[Any, ...]] | None" = None) -> None:
         """Rewrite the ready flag from what is queued in the database, in a statement younger than the lock.
 
-        Due: the head can be claimed now. Waking: it can later. Blocked: the open run waits, so nothing else may start;
-        or the thread is paused, which nothing but its resuming ends. None of these while a run is claimed: whoever
-        settles it judges again. The fence does this when it is left; a
-        verb calls it earlier when what it has not written yet changes nothing that is queued. `found`: the rows of
-        HEADS, where the verb's own look has brought them.
+        Due: the head can be claimed now. Waking: another can later. Blocked: the open run waits, so nothing else may
+        start; or the thread is paused, which nothing but its resuming ends. None of these while a run is claimed:
+        whoever settles it judges again. The fence does this when it is left; a verb calls it earlier when what it has
+        not written yet changes nothing that is queued. `found`: the rows of HEADS, where the verb's own look has
+        brought them.
         """
         self._is_judged, is_paused = True, self.is_paused
         self._clear_flag()
@@ -131,8 +130,7 @@ class ReadyFlag(models.Model):
             found = ask(HEADS, thread) if self.open_run_id is None else ask(HEAD_OF_RUN, {"run": self.open_run_id})
             if not found and self.open_run_id is not None and ask(HEADS, thread):
                 self.blocked_reason = BlockedReason.OPEN_RUN
-        if found:
-            is_due, *head = max(found, key=lambda row: row[0])
+        for is_due, *head in found:
             self._point_at(is_due, *head)
 
     def consider(self, dispatch: "Dispatch") -> None:
@@ -150,12 +148,11 @@ class ReadyFlag(models.Model):
             return
         available_at = dispatch.available_at
         is_due = cast(Any, available_at) is NOW or available_at <= self.locked_at
-        if is_due and (self.due_priority is None or dispatch.priority < self.due_priority):
-            is_sooner = True
+        if is_due:
+            is_sooner = self.due_priority is None or dispatch.priority < self.due_priority
         else:
-            is_sooner = not is_due and self.due_at is None and (self.wakes_at is None or available_at < self.wakes_at)
+            is_sooner = self.wakes_at is None or available_at < self.wakes_at
         if is_sooner:
-            self._clear_flag()
             head = dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
             self._point_at(is_due, available_at, *head)
 

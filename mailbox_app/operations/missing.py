@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import AgentRegistration, Boundary, Dispatch, Kind, TerminationType, Thread, ask
+from mailbox_app.models import AgentRegistration, Boundary, Dispatch, Kind, TerminationType, Thread
 from mailbox_app.operations import candidates, emit, freeze, pauses
 from mailbox_app.states import DROP, EXPIRE, RunStatus
 from mailbox_app.telemetry import observe
@@ -62,19 +62,6 @@ _CLEAR = """
     WHERE dispatch.id = found.id
 """
 
-# Those of the threads whose flag is not that of their head: work that was scheduled has come due in front of it.
-HIDING = """
-    SELECT thread.id
-    FROM mailbox_thread AS thread
-    CROSS JOIN LATERAL (
-        SELECT queue, agent, version_key FROM mailbox_dispatch
-        WHERE thread_id = thread.id AND status = 'queued' AND available_at <= statement_timestamp()
-        ORDER BY priority, "order", id LIMIT 1
-    ) AS head
-    WHERE thread.id = ANY(%(threads)s::uuid[]) AND open_run_id IS NULL
-        AND (head.queue, head.agent, head.version_key) IS DISTINCT FROM (due_queue, due_agent, due_version)
-"""
-
 # How far this process has come: in the threads of each missing lane, and in what is stamped. Another one begins anew.
 _places: dict[Lane, dict[str, Any]] = {}
 _stamped_after: dict[str, Any] = {}
@@ -83,7 +70,7 @@ _stamped_after: dict[str, Any] = {}
 def note() -> int:
     """Stamp due, unstarted work of lanes that no live worker serves; clear the stamps where one does again.
 
-    One window of each; returns how many stamps were changed. What came due behind such work is uncovered.
+    One window of each; returns how many stamps were changed.
     """
     live = _Live()
     missing = [lane for lane in candidates.due_lanes() if lane not in live]
@@ -138,24 +125,11 @@ def _stamp(lane: Lane) -> int:
             _places[lane] = dict(zip(("id", "priority", "at"), threads[-1], strict=True))
         if not threads:
             return 0
-        _uncover([row[0] for row in threads])
         cursor.execute(_STAMP, {"queue": queue, "agent": agent, "threads": [row[0] for row in threads]})
         stamped = int(cursor.rowcount)
     if stamped:
         observe("work.unrunnable", level=logging.WARNING, queue=queue, agent=agent, dispatches=stamped)
     return stamped
-
-
-def _uncover(threads: list[uuid.UUID]) -> None:
-    """Judge again threads whose head was hidden behind the work that nobody can run.
-
-    While a thread is due, nothing else of it wakes: whoever claims that looks for the true head. Here nobody does.
-    """
-    hiding = [thread_id for (thread_id,) in ask(HIDING, {"threads": threads})]
-    if hiding:
-        with Thread.objects.fence_some(hiding) as held:
-            pass  # leaving the fence judges each thread again
-        hints.tell(*held)
 
 
 def _clear(live: _Live) -> int:

@@ -12,12 +12,11 @@ import pytest
 from django.apps import apps
 from django.db import connection
 from django.db.models import CheckConstraint, Model, UniqueConstraint
-from django.db.models.functions import Now
 
 from mailbox_app.doctor import examine, flags, running, schema
 from mailbox_app.doctor.findings import MOST_TOLD, Finding, Report
-from mailbox_app.models import AgentRegistration, Dispatch, JournalEntry, Message, Run, Thread, Ticket
-from mailbox_app.operations import missing, recover, replay, settle, submit, threads, tick
+from mailbox_app.models import JournalEntry, Message, Run, Thread, Ticket
+from mailbox_app.operations import replay, settle, submit, threads
 from mailbox_app.operations.ownership import Claim
 from tests import given
 from tests.operations import scene
@@ -319,7 +318,7 @@ def test_a_missing_or_invalid_index_is_found(state: str) -> None:
 
 
 def test_a_missing_migration_is_found_and_nothing_else_is_looked_at() -> None:
-    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0004%%'")
+    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0006%%'")
     report = examine.everything()
     assert [one.code for one in report.findings] == ["migration_missing"]
     assert report.looked_at == {}
@@ -374,35 +373,6 @@ def test_fix_finds_a_lost_wake_up_a_worker_again() -> None:
     assert scene.taken().run_id == victim.run_id
 
 
-def test_head_hidden_work_that_came_due_behind_work_nobody_can_run_is_found_and_fixed() -> None:
-    """No damage: the verbs themselves come to this, where an agent's workers are gone."""
-    given.registration(agent="echo")
-    given.registration(agent="gone", gone_at=Now())
-    first = scene.post(available_at=scene.database_now() + timedelta(hours=1))
-    scene.post(thread_id=first.thread_id, agent="gone")
-    Dispatch.objects.filter(pk=first.dispatch_id).update(available_at=Now() - timedelta(hours=1))
-    assert (scene.take(), tick.promote(), recover.repair()) == (None, 0, 0), "nobody finds it"
-    (hidden,) = found()
-    assert (hidden.code, hidden.ids["dispatch_id"]) == ("head_hidden", str(first.dispatch_id))
-    AgentRegistration.objects.filter(agent="gone").update(gone_at=None)
-    assert found() == [], "who claims the other work sees it"
-    AgentRegistration.objects.filter(agent="gone").update(gone_at=Now())
-    assert [(one.code, one.is_fixed) for one in found(fix=True)] == [("head_hidden", True)]
-    assert scene.taken().run_id == first.run_id
-
-
-def test_the_sweep_uncovers_it_too() -> None:
-    given.registration(agent="gone", gone_at=Now())
-    first = scene.post(available_at=scene.database_now() + timedelta(hours=1))
-    scene.post(thread_id=first.thread_id, agent="gone")
-    missing.note()
-    assert scene.take() is None, "it is not due yet"
-    Dispatch.objects.filter(pk=first.dispatch_id).update(available_at=Now() - timedelta(hours=1))
-    assert scene.take() is None
-    missing.note()
-    assert scene.taken().run_id == first.run_id
-
-
 def test_a_deleted_threads_flag_is_told_and_left() -> None:
     claim = deleted()
     execute(THREAD.format("wakes_at = now() + '2 h'::interval"), thread_id=claim.thread_id)
@@ -412,7 +382,7 @@ def test_a_deleted_threads_flag_is_told_and_left() -> None:
 
 
 def test_every_code_has_a_test() -> None:
-    tested = {damage.code for damage in DAMAGES} | {check.code for check in schema.CHECKS} | {"head_hidden"}
+    tested = {damage.code for damage in DAMAGES} | {check.code for check in schema.CHECKS}
     elsewhere = {check.code for check in examine.CHECKS} - tested
     assert elsewhere == {check.code for check in (*running.CHECKS, *examine.server.CHECKS)}
     assert Message.objects.count() == Run.objects.count() == 0

@@ -121,6 +121,8 @@ def flag(of: Claim | Receipt) -> tuple[Any, ...]:
 
 
 DUE = (True, 128, QUEUE, "echo", False, "")
+# Something else of the thread is scheduled.
+DUE_AND_WAKING = (True, 128, QUEUE, "echo", True, "")
 IDLE = (False, None, None, None, False, "")
 WAKING = (False, None, None, None, True, "")
 

@@ -152,7 +152,7 @@ def test_a_scheduled_run_wakes_its_thread_and_is_not_due() -> None:
 def test_scheduled_work_does_not_hold_up_what_is_due() -> None:
     later = scene.post(available_at=scene.database_now() + timedelta(hours=1), priority=0)
     now = scene.post(thread_id=later.thread_id)
-    assert scene.flag(now) == scene.DUE
+    assert scene.flag(now) == scene.DUE_AND_WAKING
     assert scene.taken().run_id == now.run_id
 
 

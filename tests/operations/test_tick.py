@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 from mailbox_app.errors import NotScheduled, RunNotFound
 from mailbox_app.models import Dispatch, Thread
 from mailbox_app.operations import settle, tick
+from tests import given
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -110,3 +111,34 @@ def test_a_run_with_nothing_queued_cannot_be_made_due() -> None:
             run_now(claim, scope="other")
         with pytest.raises(RunNotFound):
             run_now(claim, run_id=uuid.uuid4())
+
+
+def test_what_comes_due_in_front_of_work_nobody_can_run_is_found() -> None:
+    first = scene.post(available_at=scene.database_now() + timedelta(hours=1), priority=1)
+    given.registration(agent="gone")
+    scene.post(thread_id=first.thread_id, agent="gone")
+    assert (scene.take(), tick.promote()) == (None, 0)
+    scene.make_available(first)
+    assert tick.promote() == 1
+    assert scene.taken().run_id == first.run_id
+
+
+def test_more_urgent_work_of_a_due_thread_is_ranked_by_its_own_priority_once_its_time_has_come() -> None:
+    urgent = scene.post(available_at=scene.database_now() + timedelta(hours=1), priority=1)
+    scene.post(thread_id=urgent.thread_id, priority=200)
+    other = scene.post(priority=100)
+    scene.make_available(urgent)
+    assert tick.promote() == 1
+    assert [scene.taken().run_id, scene.taken().run_id] == [urgent.run_id, other.run_id]
+
+
+def test_a_thread_wakes_for_the_first_of_what_is_scheduled_though_it_is_due() -> None:
+    now = scene.database_now()
+    due = scene.post()
+    for hours in (2, 1, 3):
+        scene.post(thread_id=due.thread_id, available_at=now + timedelta(hours=hours))
+        assert scene.flag(due) == scene.DUE_AND_WAKING
+    assert scene.thread(due).wakes_at == now + timedelta(hours=1)
+    settle.complete(scene.taken())
+    assert scene.flag(due) == scene.WAKING
+    assert scene.thread(due).wakes_at == now + timedelta(hours=1)

@@ -118,17 +118,21 @@ def _check_flag(talk: Talk, thread: Thread, now: Any, rows: list[Dispatch]) -> N
     """Exactly what a fresh look says; where time has passed since, something that finds the head all the same."""
     by_id = {row.pk: row for row in rows}
     head = talk.head()
-    if talk.is_stale and head is not None:
-        assert thread.due_at is not None or (thread.wakes_at is not None and thread.wakes_at <= now)
-        return
-    flag = (thread.due_at, thread.due_priority, thread.due_agent, thread.due_version, thread.wakes_at)
+    flag = (thread.due_at, thread.due_priority, thread.due_queue, thread.due_agent, thread.due_version, thread.wakes_at)
+    later = [
+        by_id[run.queued.id].available_at
+        for run in talk.may_start()
+        if run.queued and by_id[run.queued.id].available_at > now
+    ]
+    wanted: tuple[Any, ...] = (None, None, None, None, None)
     if head is not None:
         assert head.queued is not None
         row = by_id[head.queued.id]
-        wanted: tuple[Any, ...] = (row.available_at, row.priority, row.agent, row.version_key, None)
-        assert thread.due_queue == row.queue
-    else:
-        later = [by_id[run.queued.id].available_at for run in talk.may_start() if run.queued]
-        wanted = (None, None, None, None, min(later, default=None))
-    assert flag == wanted
+        wanted = (row.available_at, row.priority, row.queue, row.agent, row.version_key)
+    if flag != (*wanted, min(later, default=None)):
+        assert talk.is_stale
+        assert head is not None
+        assert thread.wakes_at is not None
+        assert thread.wakes_at <= now, "whoever ticks finds it"
+        return
     assert thread.blocked_reason == ("open_run" if talk.is_blocked() else "")

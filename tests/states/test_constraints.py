@@ -161,11 +161,16 @@ CASES: dict[str, Case | list[Case]] = {
             "due_version = ''",
             f"due_at = {WHEN}, due_priority = 1, due_agent = 'a'",
             f"due_at = {WHEN}, due_priority = 1, due_queue = 'q'",
-            f"{FLAG}, wakes_at = {WHEN}",
             f"{FLAG}, active_run_id = {A}, open_run_id = {A}",
             f"{FLAG}, blocked_reason = 'paused'",
         ],
-        [FLAG, f"{FLAG}, open_run_id = {A}", f"wakes_at = {WHEN}", "blocked_reason = 'paused'"],
+        [
+            FLAG,
+            f"{FLAG}, wakes_at = {WHEN}",
+            f"{FLAG}, open_run_id = {A}",
+            f"wakes_at = {WHEN}",
+            "blocked_reason = 'paused'",
+        ],
     ),
     "thread_counters_in_range": Case(
         given.thread,

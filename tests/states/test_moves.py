@@ -135,6 +135,8 @@ def status_writes(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 pass  # Django's own user: no noun of ours
             case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr="save")):
                 pass  # a model's own save, which its callers call
+            case ast.Call(func=ast.Attribute(attr="save"), keywords=[ast.keyword(arg="force_insert")]):
+                pass  # a new row
             case ast.Call(func=ast.Attribute(attr="save")):
                 written = next((keyword.value for keyword in node.keywords if keyword.arg == "update_fields"), None)
                 names = [getattr(one, "value", None) for one in getattr(written, "elts", [None])]
