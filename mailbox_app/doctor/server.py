@@ -16,8 +16,10 @@ from mailbox_app.doctor.findings import Check, Finding
 from mailbox_app.doctor.walk import rows, snapshot
 from mailbox_app.models import AgentRegistration
 
-# A pool child may hold three (agent, lease renewal, standby); a process of threads one for each slot and three more.
-_OF_PROCESS = 3
+# A pool child may hold three: agent, lease renewal, standby. A process of threads one for each slot and four more: lease
+# renewal, standby, and what claims and settles for all slots; one to spare for a time limit.
+_OF_CHILD = 3
+_OF_THREADS = 4
 # Of what the server has to give: past this share the next deploy, or a psql, may be refused.
 _NEARLY_ALL = 0.9
 
@@ -117,8 +119,8 @@ def _connections(seen: Look, web_processes: int) -> None:
     slots = [count for _, count in workers]
     pool = _web_pool()
     web = web_processes * pool
-    least = sum(count + _OF_PROCESS for count in slots) + web
-    largest = sum(max(count * _OF_PROCESS, count + _OF_PROCESS) for count in slots) + web
+    least = sum(count + _OF_THREADS for count in slots) + web
+    largest = sum(max(count * _OF_CHILD, count + _OF_THREADS) for count in slots) + web
     formula = (
         f"{len(slots)} live workers with {sum(slots)} slots may hold {least - web} connections with threads, "
         f"{largest - web} with processes; {web_processes} web processes {web}"
