@@ -25,6 +25,7 @@ from mailbox_app.exposer import Exposer
 from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance
 from mailbox_app.operations import claim, deliver, missing, prune, recover, tick
+from mailbox_app.signals import gc_done
 from mailbox_app.telemetry import observe
 
 # A process that ends waits so long for the broker to take what it still has to tell.
@@ -66,9 +67,13 @@ def sweep(**_: Any) -> None:
 
 @shared_task(name="mailbox.gc", ignore_result=True, send_events=False)
 def gc(**_: Any) -> None:
-    """Delete what is past its retention."""
+    """Delete what is past its retention, then let the team clean up (`signals.gc_done`)."""
     _drop_broken_connection()
-    _pass("gc", conf.gc_seconds, prune.batch)
+    if _pass("gc", conf.gc_seconds, prune.batch):
+        for receiver, answer in gc_done.send_robust(sender=None):
+            if isinstance(answer, Exception):
+                facts = {"receiver": getattr(receiver, "__qualname__", "?"), "error": type(answer).__name__}
+                observe("gc.receiver_failed", level=logging.ERROR, **facts)
 
 
 def _stop_consuming(exit_code: int) -> None:

@@ -16,6 +16,7 @@ from mailbox_app.conf import conf
 from mailbox_app.execution import Context, registry
 from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
 from mailbox_app.operations import claim, settle
+from mailbox_app.signals import gc_done
 from tests import given
 from tests.execution.conftest import Register
 from tests.operations import scene
@@ -146,6 +147,30 @@ def test_each_pass_writes_down_who_ran_it_and_when() -> None:
         assert row.last_finished_at is not None
         assert row.last_started_at <= row.last_finished_at
         assert row.worker
+
+
+def test_a_team_cleans_up_after_each_pass_of_gc_and_its_errors_stop_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    called = []
+
+    def breaks(**_: Any) -> None:
+        raise OSError("a secret path")
+
+    def cleans(**_: Any) -> None:
+        called.append(Maintenance.objects.get(name="gc").last_finished_at)
+
+    for receiver in (breaks, cleans):
+        gc_done.connect(receiver)
+    try:
+        tasks.gc.apply()
+        tasks.gc.apply()
+    finally:
+        for receiver in (breaks, cleans):
+            gc_done.disconnect(receiver)
+    assert len(called) == 1, "a pass so soon after another one does nothing"
+    assert called[0] is not None
+    [line] = [record.getMessage() for record in caplog.records if "gc.receiver_failed" in record.getMessage()]
+    assert "OSError" in line
+    assert "secret" not in line
 
 
 def test_the_tick_promotes_what_is_due_by_now_and_wakes_a_worker(queue: str) -> None:
