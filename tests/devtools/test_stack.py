@@ -108,7 +108,7 @@ def test_every_child_and_server_that_is_killed_comes_back(stack: StackProcess) -
 def test_ctrl_c_ends_everything_in_order() -> None:
     with StackProcess("--pool", "threads") as stack:
         facts, family = stack.facts, descendants(stack.facts["pid"])
-        assert stack.stop(signal.SIGINT) == 0
+        assert stack.stop(signal.SIGINT) == 0, stack.output
         assert stack.output.splitlines()[-1].endswith("| stopped")
         assert not living(family)
         assert [port for port in facts["ports"].values() if not is_free(port)] == []
@@ -129,7 +129,7 @@ def test_a_second_start_after_kill_finds_everything_free_and_keeps_the_data() ->
             name: facts["ports"][name] for name in ("postgres", "redis")
         }
         assert stack.token == token
-        assert stack.stop(signal.SIGTERM) == 0
+        assert stack.stop(signal.SIGTERM) == 0, stack.output
 
 
 def test_a_taken_port_moves_and_says_so() -> None:

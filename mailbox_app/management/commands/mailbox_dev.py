@@ -48,8 +48,8 @@ class Command(BaseCommand):
         )
         with Interruptible(stack):
             start(stack, reset=options["reset"])
-            self._introduce(stack.facts)
             try:
+                self._introduce(stack.facts)
                 while True:
                     stack.tick(0.5)
             finally:
