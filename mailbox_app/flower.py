@@ -132,9 +132,7 @@ class Flower:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))
-                self._changed.wait_for(
-                    lambda: self._is_hurried or len(self._waiting) >= _BATCH, timeout=_GATHER_SECONDS
-                )
+                self._changed.wait_for(self._is_enough, timeout=_GATHER_SECONDS)
                 batch = [self._waiting[index] for index in range(min(_BATCH, len(self._waiting)))]
             # A message is in the name of one worker.
             worker = batch[0][0]

@@ -167,11 +167,11 @@ class LeaseKeeper:
         renews_at = time.monotonic() + conf.renewal_seconds
         while True:
             with self._changed:
-                if not self._held:
+                while not self._held:
                     self._is_idle = True
-                    while not self._held:
-                        self._changed.wait()
-                    self._is_idle, renews_at = False, time.monotonic() + conf.renewal_seconds
+                    self._changed.wait()
+                    renews_at = time.monotonic() + conf.renewal_seconds
+                self._is_idle = False
                 while self._held and not self._nudged and (left := renews_at - time.monotonic()) > 0:
                     self._changed.wait(left)
                 is_due = time.monotonic() >= renews_at

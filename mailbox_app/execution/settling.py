@@ -33,7 +33,8 @@ def tell(
     give_up_at = time.monotonic() + conf.lease_seconds
     pause = 0.05
     if together and isinstance(outcome, Finished):
-        settled = _finish(_finishing(claim, outcome, looks_next))
+        finishing = Finishing(claim=claim, output=outcome.output, state=outcome.state, looks_next=looks_next)
+        settled = _complete(finishing)
         if settled is not None:
             return True, settled[0]
     while True:
@@ -56,14 +57,10 @@ def tell(
             pause = min(2 * pause, 2.0)
 
 
-def _finishing(claim: Claim, outcome: Finished, looks_next: bool) -> Finishing:
-    return Finishing(claim=claim, output=outcome.output, state=outcome.state, looks_next=looks_next)
-
-
-def _finish_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | None]:
+def _complete_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | None]:
     """Settle those that can be settled together: (the next turn's claim,); None: to be settled alone."""
     try:
-        following = settle.finish_some(finished)
+        following = settle.complete_some(finished)
     except Exception as error:  # what it was, each will find out for itself
         observe("settle.parted", level=logging.WARNING, claims=len(finished), error=type(error).__name__)
         connection.close()
@@ -75,7 +72,7 @@ def _finish_some(finished: Sequence[Finishing]) -> list[tuple[Claim | None] | No
 def _settle(claim: Claim, outcome: Outcome, looks_next: bool) -> Claim | None:
     match outcome:
         case Finished():
-            return settle.finish(_finishing(claim, outcome, looks_next))
+            return settle.complete(claim, output=outcome.output, state=outcome.state, looks_next=looks_next)
         case outcomes.Suspended():
             settle.suspend(claim, outcome)
         case Retry():
@@ -89,4 +86,4 @@ def _settle(claim: Claim, outcome: Outcome, looks_next: bool) -> Claim | None:
     return None
 
 
-_finish = Together(_finish_some, most=_MOST_TOGETHER)
+_complete = Together(_complete_some, most=_MOST_TOGETHER)

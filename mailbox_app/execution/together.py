@@ -37,14 +37,25 @@ class Together(Generic[Item, Result]):
             is_first = not self._waiting
             self._waiting.append((item, future))
         if is_first:
-            contextvars.Context().run(_thread.submit, self._do_some)
+            self._begin()
         return future.result()
+
+    def _begin(self) -> None:
+        try:
+            contextvars.Context().run(_thread.submit, self._do_some)
+        except RuntimeError as error:
+            # Nobody will come for those who wait; who calls next tries again.
+            with self._changing:
+                calls, self._waiting = self._waiting, deque()
+            for _, future in calls:
+                future.set_exception(error)
 
     def _do_some(self) -> None:
         with self._changing:
             calls = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            if self._waiting:
-                contextvars.Context().run(_thread.submit, self._do_some)
+            has_more = bool(self._waiting)
+        if has_more:
+            self._begin()
         try:
             results = self._do([item for item, _ in calls])
         except BaseException as error:

@@ -44,12 +44,9 @@ class Finishing:
     looks_next: bool = False
 
 
-def complete(claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None) -> Claim | None:
-    """`finish`, for who does not look for work next."""
-    return finish(Finishing(claim=claim, output=output, state=state))
-
-
-def finish(one: Finishing) -> Claim | None:
+def complete(
+    claim: Claim, *, output: Any = None, state: dict[str, Any] | None = None, looks_next: bool = False
+) -> Claim | None:
     """The agent returned: record its output and end the run, or begin its next turn with what it may read now.
 
     1. prove the claim; 2. a text becomes an assistant message; 3. look for input; 4. there is some: save the state,
@@ -57,9 +54,10 @@ def finish(one: Finishing) -> Claim | None:
     turn. Else 5. ack the dispatch, end the run, free the thread, record how it ended; returns None.
 
     A cancellation that came while the agent was finishing came too late: the completion stands, but no turn follows.
-    None does after `max_turns`, either. What the run has not read then gets a run of its own.
+    None does after `max_turns`, either. What the run has not read then gets a run of its own. `looks_next`: see
+    `Finishing`.
     """
-    claim = one.claim
+    one = Finishing(claim=claim, output=output, state=state, looks_next=looks_next)
     with Thread.objects.fence(claim.thread_id) as thread:
         found = find_endings([claim]).get(claim.token)
         if found is not None and found.dispatch.run.turn == claim.turn + 1:
@@ -69,13 +67,13 @@ def finish(one: Finishing) -> Claim | None:
             # Nothing, if this very claim has ended so; else it is lost.
             _held(claim, None, DispatchStatus.ACKED, run_status=RunStatus.DONE)
             return None
-        following = _finish(thread, one, found)
+        following = _complete(thread, one, found)
     _tell(thread, one)
     return following
 
 
-def finish_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
-    """`finish` for several claims in one transaction; returns what it would, by claim token.
+def complete_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
+    """`complete` for several claims in one transaction; returns what it would, by claim token.
 
     Left out is what is better done alone: a claim that owns nothing any more, and one whose thread somebody else holds
     just now. Any error rolls back all of them.
@@ -88,7 +86,7 @@ def finish_some(finished: Sequence[Finishing]) -> dict[uuid.UUID, Claim | None]:
             one = by_thread[thread.pk]
             held = found.get(one.claim.token)
             if held is not None and held.dispatch.run.turn == one.claim.turn:
-                following[one.claim.token] = _finish(thread, one, held)
+                following[one.claim.token] = _complete(thread, one, held)
     for thread in threads:
         _tell(thread, by_thread[thread.pk])
     return following
@@ -210,7 +208,7 @@ def _tell(thread: Thread, one: Finishing) -> None:
         hints.tell(thread)
 
 
-def _finish(thread: Thread, one: Finishing, held: Ending) -> Claim | None:
+def _complete(thread: Thread, one: Finishing, held: Ending) -> Claim | None:
     claim, dispatch, output = one.claim, held.dispatch, one.output
     run = dispatch.run
     message_ids = list(run.output.get("message_ids", ()))

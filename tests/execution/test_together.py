@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mailbox_app.execution import together as module
 from mailbox_app.execution.together import Together
 
 
@@ -93,3 +94,17 @@ def test_it_is_called_in_nobody_s_context() -> None:
     mine.set("mine")
     together: Together[int, str] = Together(lambda numbers: [mine.get() for _ in numbers], most=8)
     assert together(1) == "nobody's"
+
+
+def test_without_a_thread_each_caller_is_told_and_the_next_one_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: Together[int, int] = Together(lambda numbers: [number + 1 for number in numbers], most=8)
+
+    def refuse(function: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._thread, "submit", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start"):
+                together(1)
+    assert together(1) == 2

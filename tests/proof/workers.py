@@ -87,7 +87,7 @@ class Workers(Stage):
     @rule(picks=st.lists(PICK, min_size=2, max_size=3, unique=True), output=st.sampled_from((None, "text")))
     def finish_together(self, picks: list[int], output: Any) -> None:
         chosen = {held.run.talk.id: held for held in map(self._held, picks)}
-        done = settle.finish_some([settle.Finishing(claim=one.claim, output=output) for one in chosen.values()])
+        done = settle.complete_some([settle.Finishing(claim=one.claim, output=output) for one in chosen.values()])
         assert set(done) == {one.claim.token for one in chosen.values() if one.is_owner}
         for held in chosen.values():
             if held.is_owner:

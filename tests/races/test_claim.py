@@ -178,6 +178,6 @@ def test_who_ends_with_others_waits_for_nobody_s_thread() -> None:
     with transaction.atomic():
         Thread.objects.lock([held.thread_id])
         together = [settle.Finishing(claim=one, output="done") for one in (held, free)]
-        assert start(settle.finish_some, together).result(timeout=20) == {free.token: None}
+        assert start(settle.complete_some, together).result(timeout=20) == {free.token: None}
     assert (scene.run(held).status, scene.run(free).final_output) == ("running", "done")
-    assert settle.finish_some(together[:1]) == {held.token: None}
+    assert settle.complete_some(together[:1]) == {held.token: None}

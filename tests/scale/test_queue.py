@@ -147,10 +147,10 @@ def test_a_claim_and_its_end() -> None:
     assert len(claims) == 16
     assert pages.count < 16 * 200
     with counted() as pages:
-        settle.finish(Finishing(claim=alone, output="done"))
+        settle.complete(alone, output="done")
     assert pages.count < 400
     with counted() as pages:
-        settle.finish_some([Finishing(claim=one, output="done") for one in claims])
+        settle.complete_some([Finishing(claim=one, output="done") for one in claims])
     assert pages.count < 16 * 200
 
 

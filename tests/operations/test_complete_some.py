@@ -1,4 +1,4 @@
-"""finish_some: several completions in one transaction; each as it would be alone, and none at another's cost."""
+"""complete_some: several completions in one transaction; each as it would be alone, and none at another's cost."""
 
 import uuid
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def facts(one: Claim) -> dict[str, Any]:
 def test_each_ends_as_it_would_alone(output: Any, state: dict[str, Any] | None) -> None:
     *several, alone = claimed(6)
     assert settle.complete(alone, output=output, state=state) is None
-    found = settle.finish_some([finishing(one, output, state) for one in several])
+    found = settle.complete_some([finishing(one, output, state) for one in several])
     assert found == {one.token: None for one in several}
     for one in several:
         assert facts(one) == facts(alone)
@@ -67,7 +67,7 @@ def test_the_number_of_statements_does_not_grow_with_the_runs() -> None:
     counts = []
     for claims in (few, many):
         with CaptureQueriesContext(connection) as queries:
-            settle.finish_some([finishing(one, "done") for one in claims])
+            settle.complete_some([finishing(one, "done") for one in claims])
         counts.append(len(queries))
     assert counts[0] == counts[1]
 
@@ -91,7 +91,7 @@ def test_what_was_lost_or_has_ended_is_left_to_be_done_alone() -> None:
     assert recover.reclaim() == 1
     settle.complete(ended, output="before")
     before = facts(ended), facts(lost)
-    found = settle.finish_some([finishing(one, "now") for one in (ours, lost, ended)])
+    found = settle.complete_some([finishing(one, "now") for one in (ours, lost, ended)])
     assert found == {ours.token: None}
     assert (facts(ended), facts(lost)) == before
     assert scene.run(ours).final_output == "now"
@@ -101,28 +101,32 @@ def test_a_turn_that_is_over_is_left_alone() -> None:
     [one] = claimed(1)
     more = {"thread_id": one.thread_id, "messages": ["and this?"], "boundary": "on_natural_end"}
     submit.messages(scope=scene.SCOPE, **more)
-    following = settle.finish_some([finishing(one)])[one.token]
+    following = settle.complete_some([finishing(one)])[one.token]
     assert following is not None
     assert (following.turn, [message.content for message in following.messages]) == (2, ["and this?"])
     with scene.nothing_changes():
-        assert settle.finish_some([finishing(one, "again")]) == {}
-    assert settle.finish_some([finishing(following, "done")]) == {one.token: None}
+        assert settle.complete_some([finishing(one, "again")]) == {}
+    assert settle.complete_some([finishing(following, "done")]) == {one.token: None}
     assert scene.run(one).final_output == "done"
 
 
 def test_a_thread_with_more_to_do_is_due_again() -> None:
     claims = claimed(3)
     scene.post("next", thread_id=claims[0].thread_id)
-    settle.finish_some([finishing(one) for one in claims])
+    settle.complete_some([finishing(one) for one in claims])
     due = Thread.objects.filter(due_queue=scene.QUEUE).values_list("pk", flat=True)
     assert list(due) == [claims[0].thread_id]
 
 
-def finish_by_some(one: Finishing) -> None:
-    settle.finish_some([one])
+def alone(one: Finishing) -> None:
+    settle.complete(one.claim, looks_next=one.looks_next)
 
 
-@pytest.mark.parametrize("finish", [settle.finish, finish_by_some])
+def together(one: Finishing) -> None:
+    settle.complete_some([one])
+
+
+@pytest.mark.parametrize("finish", [alone, together])
 @pytest.mark.parametrize(
     ("looks_next", "following", "woken"),
     [
@@ -155,8 +159,8 @@ def test_of_two_that_end_on_one_thread_one_at_most_is_settled() -> None:
     scene.expire_lease(old)
     recover.reclaim()
     new = scene.taken()
-    assert settle.finish_some([finishing(new, "new"), finishing(old, "old")]) == {}
-    assert settle.finish_some([finishing(old, "old"), finishing(new, "new")]) == {new.token: None}
+    assert settle.complete_some([finishing(new, "new"), finishing(old, "old")]) == {}
+    assert settle.complete_some([finishing(old, "old"), finishing(new, "new")]) == {new.token: None}
     assert scene.run(new).final_output == "new"
 
 
@@ -164,4 +168,4 @@ def test_an_error_of_one_leaves_all_as_they_were() -> None:
     claims = claimed(3)
     what_no_row_can_hold = finishing(claims[1], object())
     with scene.nothing_changes(), pytest.raises(TypeError):
-        settle.finish_some([finishing(claims[0]), what_no_row_can_hold, finishing(claims[2])])
+        settle.complete_some([finishing(claims[0]), what_no_row_can_hold, finishing(claims[2])])
