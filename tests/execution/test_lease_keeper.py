@@ -338,3 +338,18 @@ def test_a_token_that_is_no_claim_is_lost() -> None:
     forged = replace(one, token=uuid.uuid4())
     assert claim.renew(tokens=[one.token, forged.token]).lost == {forged.token}
     assert not claim.renew(tokens=[]).lost
+
+
+def test_a_keeper_that_had_nothing_to_keep_watches_and_renews_what_comes_next(
+    keeper: LeaseKeeper, renewals: Renewals
+) -> None:
+    with hold(keeper, scene.posted_and_taken(), []):
+        until(lambda: renewals.calls, "a renewal")
+    until(lambda: keeper._is_idle and keeper._looks_at == float("inf"), "both of its threads have nothing to do")
+    renewals.calls.clear()
+    has_ended = threading.Event()
+    following = scene.posted_and_taken()
+    with keeper.holding(following, stop_with=lambda stop: None, on_timeout=has_ended.set, timeout=0.3):
+        assert has_ended.wait(20), "its time limit"
+        until(lambda: renewals.calls, "a renewal of it")
+    assert renewals.calls[0] == {following.token}
