@@ -48,6 +48,9 @@ class Settings:
     wait_ttl_seconds: float = _setting(
         7 * 86_400.0, "how long a run waits that names no end of its wait", least=0.1, most=366 * 86_400
     )
+    suspended_lease_seconds: float = _setting(
+        600.0, "how long `ctx.wait_for_decision` keeps its worker at most before the run waits without one", least=0
+    )
     missing_agent_ttl_seconds: float = _setting(
         86_400.0, "how long work that no live worker can run is kept before it is a dead letter", least=0
     )

@@ -88,6 +88,12 @@ class MessageNotFound(NotFound):
     code = "message_not_found"
 
 
+class TicketNotFound(NotFound):
+    """The run has no such question, or has ended without an answer to it."""
+
+    code = "ticket_not_found"
+
+
 class DeadLetterNotFound(NotFound):
     """There is no such dead letter in your scope."""
 
@@ -164,6 +170,18 @@ class AlreadyResolved(Conflict):
     """Somebody has replayed or discarded this dead letter."""
 
     code = "already_resolved"
+
+
+class AlreadyDecided(Conflict):
+    """Somebody has answered the question: the first answer counts."""
+
+    code = "already_decided"
+
+
+class TicketExpired(Conflict):
+    """Nobody has answered the question in time: its run goes on without."""
+
+    code = "ticket_expired"
 
 
 class NothingToReplay(Conflict):

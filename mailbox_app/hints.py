@@ -5,7 +5,8 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import current_app
@@ -25,6 +26,9 @@ EXECUTE = "mailbox.execute"
 
 # One topic for all processes: stops are rare, and each finds its own among them.
 _STOP = "stop"
+
+# Live waits are few, and each listens for its own run.
+_ANSWERED = "answered:{run_id}"
 
 # Threads of one process that may be sending a signal at the same time.
 _PUBLISHERS = 10
@@ -61,6 +65,20 @@ def stop(dispatch_id: uuid.UUID) -> None:
     It looks at the row and nothing else, so that a forged nudge stops nobody. Lost: its next renewal finds the request.
     """
     transaction.on_commit(functools.partial(channel.publish, _STOP, {"dispatch_id": str(dispatch_id)}), robust=True)
+
+
+def answered(run_id: uuid.UUID) -> None:
+    """After the transaction that answered a question: tell the process where an agent waits for that live.
+
+    It looks at the rows. Lost: it looks every second without.
+    """
+    topic = _ANSWERED.format(run_id=run_id)
+    transaction.on_commit(functools.partial(channel.publish, topic, {"type": "answered"}), robust=True)
+
+
+def hearing_answers(run_id: uuid.UUID) -> AbstractContextManager[Callable[[float], None]]:
+    """While the block runs: a function that returns when the run was told of an answer, or after so many seconds."""
+    return channel.subscribed(_ANSWERED.format(run_id=run_id))
 
 
 def to_stop() -> Iterator[uuid.UUID]:

@@ -1,6 +1,6 @@
 """How an activation ends, as the runner tells it to `operations/settle.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -45,7 +45,8 @@ class Suspended:
     """The run waits, and the worker is free. `name`: what a resume must say to be meant for this wait.
 
     It ends at `until`, or `seconds` after it has begun (neither: the setting `wait_ttl_seconds`); a rate limit is then
-    over, any other wait has expired. `entry` names the wait in the journal: name, key, n, arguments_hash.
+    over, any other wait has expired. `entry` names the wait in the journal: name, key, n, arguments_hash. A wait for
+    answers names its tickets instead, each of which has an end of its own.
     """
 
     reason: str
@@ -53,7 +54,8 @@ class Suspended:
     message: str = ""
     seconds: float | None = None
     until: datetime | None = None
-    entry: Mapping[str, Any]
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    ticket_ids: Sequence[str] = ()
 
 
 Outcome = Finished | Retry | Failed | Stopped | Suspended

@@ -52,7 +52,9 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> claim.Renewed:
 def due_tick(**_: Any) -> None:
     """Promote work whose time has come, end waits that are over, let start what limits have kept and keep no more."""
     _drop_broken_connection()
-    _pass("due_tick", conf.due_tick_seconds, tick.promote, tick.expire_waits, permits.release_some, _let_start)
+    # Questions first: a run whose questions lapse goes on, also when its wait is over by now.
+    ends = (tick.promote, tick.expire_tickets, tick.expire_waits)
+    _pass("due_tick", conf.due_tick_seconds, *ends, permits.release_some, _let_start)
 
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mailbox_app.errors import Stop
 from mailbox_app.execution import caller, loop
+from mailbox_app.execution.asking import LOOK_SECONDS, Answer, LiveWait
 from mailbox_app.execution.context import Context
 
 # Of the runner, not of agents.
@@ -95,6 +96,13 @@ class AsyncContext:
                     await loop.on(loop.verbs, partial(self._context.delta, text))
         finally:
             self._sending = None
+
+    async def await_for_decision(self, name: str, *, seconds: float | None = None, **question: Any) -> Answer:
+        """`Context.wait_for_decision`: other agents of the process go on meanwhile."""
+        waiting = await loop.on(loop.verbs, partial(LiveWait, self._context, name, seconds=seconds, **question))
+        while waiting.left() > 0 and not await loop.on(loop.verbs, waiting.is_over):
+            await asyncio.sleep(min(LOOK_SECONDS, max(0.0, waiting.left())))
+        return await loop.on(loop.verbs, waiting.answer)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in _NOT_FOR_AGENTS:

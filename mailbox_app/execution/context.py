@@ -1,14 +1,16 @@
 """`Context`: what a team's agent may do. Every verb with an effect is journalled and fenced by the claim."""
 
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, cast
 
-from mailbox_app import outcomes
+from mailbox_app import catalogue, outcomes
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Stop, Suspended, Transient
+from mailbox_app.execution.asking import Asking
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.journal import Journal
 from mailbox_app.execution.live import LiveText
@@ -26,7 +28,7 @@ _MOST_MESSAGE = 2_000
 _LONGEST_SECONDS = 366 * 86_400
 
 
-class Context:
+class Context(Asking):
     """One activation of one run, as its agent sees it.
 
     The agent runs its turn from the top at every attempt, with the same `messages`. A verb that was completed before
@@ -36,6 +38,8 @@ class Context:
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
         self._journal = Journal(claim)
+        spec = catalogue.find(claim.agent)
+        self._ends_at = time.monotonic() + float((spec.timeout_seconds if spec else None) or conf.timeout_seconds)
         # The last number a checkpoint of this activation has handed over; what was read past it is handed over again.
         self._handed_over = 0
         self._must_hand_over = claim.replays

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -134,6 +134,15 @@ class Journal:
             return self.persist(write)
         except BaseException:
             self._unuse(entry)
+            raise
+
+    def repeat(self, entries: Sequence[Record], operation: Callable[..., Any], *args: Any) -> Any:
+        """Call a verb that may be called any number of times for these uses; what it raises takes them back."""
+        try:
+            return self.persist(lambda: self.fenced(operation, *args))
+        except BaseException:
+            for entry in entries:
+                self._unuse(entry)
             raise
 
     def fenced(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

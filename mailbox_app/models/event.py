@@ -19,6 +19,10 @@ class Kind(models.TextChoices):
     RUN_RESCHEDULED = "RunRescheduled"
     RUN_SUSPENDED = "RunSuspended"
     TURN_STARTED = "TurnStarted"
+    # A question to a human, and its answer.
+    TOOL_PERMISSION_REQUESTED = "ToolPermissionRequested"
+    TOOL_PERMISSION_RESOLVED = "ToolPermissionResolved"
+    DECISION_RECEIVED = "MailboxDecisionReceived"
     MESSAGE_COMMITTED = "MessageCommitted"
     MESSAGE_RETRACTED = "MessageRetracted"
     MESSAGE_REQUEUED = "MessageRequeued"

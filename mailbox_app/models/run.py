@@ -45,6 +45,9 @@ class RunQuerySet(MovingQuerySet["Run"]):
         """Runs that wait, and should have stopped waiting by now, by the database's clock."""
         return self.filter(status=RunStatus.WAITING, wait_until__lte=Now())
 
+    def waiting(self) -> "RunQuerySet":
+        return self.filter(status=RunStatus.WAITING)
+
     def not_done(self) -> "RunQuerySet":
         return self.exclude(status=RunStatus.DONE)
 
@@ -76,7 +79,7 @@ class Run(Moving):
     final_output = models.JSONField(null=True, blank=True)
     # {"code", "message"}
     error = models.JSONField(null=True, blank=True)
-    # {"reason", "message"}
+    # {"reason", "message", "name", "entry", "since", "ticket_ids"}; see `operations/waits.py`.
     waiting = models.JSONField(null=True, blank=True)
     resume_at = models.DateTimeField(null=True, blank=True)
     # When a wait ends by itself.
@@ -149,6 +152,11 @@ class Run(Moving):
             models.Index(fields=["parent_run"], condition=Q(parent_run__isnull=False), name="run_child_of"),
             models.Index(fields=["replay_of"], condition=Q(replay_of__isnull=False), name="run_replay_of"),
             models.Index(fields=["wait_until", "id"], condition=Q(status=RunStatus.WAITING), name="run_waiting_until"),
+            models.Index(
+                fields=["scope", "-created_at", "-id"],
+                condition=Q(status=RunStatus.WAITING),
+                name="run_waiting_in_scope",
+            ),
         ]
 
     def __str__(self) -> str:

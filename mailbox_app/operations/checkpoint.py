@@ -4,14 +4,15 @@ Each function is one transaction and raises LeaseLost, having written nothing, w
 """
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
 
-from mailbox_app.errors import Cancelled
-from mailbox_app.models import Boundary, JournalEntry, Message, Outbox, OutboxKind, Run, Thread
+from mailbox_app.errors import Cancelled, ReplayMismatch
+from mailbox_app.models import Boundary, Dispatch, JournalEntry, Message, Outbox, OutboxKind, Run, Thread, Ticket
 from mailbox_app.operations import append, emit, freeze, reread
 from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
 
@@ -25,6 +26,19 @@ class Record:
     key: str = ""
     n: int
     arguments_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a human is asked, checked, and the ids that follow from where. `expires_in`: seconds; None: no end."""
+
+    entry: Record
+    ticket_id: str
+    question: str
+    arguments: dict[str, Any]
+    schema: dict[str, Any] | None
+    resume_mode: str
+    expires_in: float | None
 
 
 def reach(claim: Claim, *, after_seq: int | None = None) -> list[Message]:
@@ -118,6 +132,45 @@ def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payloa
             names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
             facts = {name: str(value) for name, value in names.items()}
             return _effect(thread, dispatch.run, claim, entry, facts)
+
+
+def ask(claim: Claim, questions: Sequence[Question]) -> list[Ticket]:
+    """Put these questions to a human, unless the run has: a ticket each. Returns all as they stand, in their order.
+
+    It may be called again when its answer was lost, or its activation: a ticket's id is its use's, for ever. Raises
+    Cancelled when somebody asked the run to stop, and ReplayMismatch for a question that was asked otherwise.
+    """
+    with owned(claim) as (thread, dispatch):
+        if dispatch.cancel_requested_at is not None:
+            raise Cancelled(f"run {claim.run_id} was cancelled")
+        wanted = [question.ticket_id for question in questions]
+        asked = {found.ticket_id: found for found in Ticket.objects.of_run(claim.run_id).filter(ticket_id__in=wanted)}
+        for question in questions:
+            known = asked.get(question.ticket_id)
+            if known is None:
+                asked[question.ticket_id] = _opened(thread, dispatch, claim, question)
+            elif known.entry["arguments_hash"] != question.entry.arguments_hash:
+                raise ReplayMismatch(f"the question {question.entry.name!r} was asked with other arguments than these")
+        return [asked[ticket_id] for ticket_id in wanted]
+
+
+def _opened(thread: Thread, dispatch: Dispatch, claim: Claim, question: Question) -> Ticket:
+    seconds = question.expires_in
+    ticket = Ticket(
+        run=dispatch.run,
+        ticket_id=question.ticket_id,
+        name=question.entry.name,
+        turn=claim.turn,
+        entry={field: value for field, value in asdict(question.entry).items() if field != "verb"},
+        question=question.question,
+        arguments=question.arguments,
+        schema=question.schema,
+        resume_mode=question.resume_mode,
+        expires_at=None if seconds is None else thread.locked_at + timedelta(seconds=seconds),
+    )
+    thread.insert(ticket)
+    emit.ticket_opened(thread, ticket, dispatch)
+    return ticket
 
 
 def _journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> None:

@@ -1,9 +1,10 @@
 """Record an event on a fenced thread: the one place that shapes what an event says."""
 
 import logging
+import uuid
 from typing import Any
 
-from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread, Visibility
+from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread, Ticket, Visibility
 from mailbox_app.telemetry import observe_on_commit
 
 # Beside `Kind`: what people did to a thread, a run or a dead letter.
@@ -83,6 +84,35 @@ def of_dispatch(thread: Thread, kind: str, dispatch: Dispatch, **facts: Any) -> 
             correlation_id=str(dispatch.pk),
         )
     )
+
+
+def ticket_opened(thread: Thread, ticket: Ticket, dispatch: Dispatch) -> Event:
+    """A run has put a question to a human."""
+    facts = {name: getattr(ticket, name) for name in ("name", "question", "arguments", "schema", "resume_mode")}
+    expires_at = None if ticket.expires_at is None else ticket.expires_at.isoformat()
+    return _of_ticket(thread, Kind.TOOL_PERMISSION_REQUESTED, ticket, dispatch.pk, **facts, expires_at=expires_at)
+
+
+def decision_received(thread: Thread, ticket: Ticket, *, dispatch: Dispatch | None, path: str) -> None:
+    """A question has its answer, or none in time. `dispatch`: by which its run goes on, or which gets the answer live.
+
+    A payload that says whether it is approved is told a second time, for those who wait for nothing else.
+    """
+    answer = ticket.answer or {}
+    facts = {
+        "name": ticket.name,
+        "decision_id": ticket.decision_id,
+        "action": answer["action"],
+        "result": answer["payload"],
+        "expired": answer["expired"],
+        "answered_by": ticket.answered_by,
+        "delivery_path": path,
+    }
+    dispatch_id = None if dispatch is None else dispatch.pk
+    _of_ticket(thread, Kind.DECISION_RECEIVED, ticket, dispatch_id, **facts)
+    approved = answer["payload"].get("approved") if isinstance(answer["payload"], dict) else None
+    if isinstance(approved, bool):
+        _of_ticket(thread, Kind.TOOL_PERMISSION_RESOLVED, ticket, dispatch_id, **facts, approved=approved)
 
 
 def message_committed(thread: Thread, message: Message, run: Run) -> Event:
@@ -169,6 +199,19 @@ def of_agent(
             correlation_id=str(dispatch.pk),
         )
     )
+
+
+def _of_ticket(thread: Thread, kind: str, ticket: Ticket, dispatch_id: uuid.UUID | None, **facts: Any) -> Event:
+    payload = {
+        "thread_id": str(thread.pk),
+        "run_id": str(ticket.run_id),
+        "dispatch_id": None if dispatch_id is None else str(dispatch_id),
+        "ticket_id": ticket.ticket_id,
+        **facts,
+    }
+    correlation_id = ticket.decision_id or ticket.ticket_id
+    named = {"run_id": ticket.run_id, "dispatch_id": dispatch_id, "correlation_id": correlation_id}
+    return thread.record(Event(kind=kind, payload=payload, **named))
 
 
 def _tell(thread: Thread, kind: str, dispatch: Dispatch, facts: dict[str, Any]) -> None:

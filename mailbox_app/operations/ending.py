@@ -32,6 +32,7 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
     unread = freeze.unread(thread=thread, run=run)
     own = [message for message in unread if message.run_id == run.pk]
     freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
+    close_tickets(run)
     error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
     thread.move(
         dispatch,
@@ -53,6 +54,7 @@ def cancel(thread: Thread, dispatch: Dispatch) -> None:
     termination = {"type": TerminationType.CANCELLED}
     ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
     thread.move(dispatch, STOP, **ended, **UNCLAIMED)
+    close_tickets(dispatch.run)
     unread = freeze.unread(thread=thread, run=dispatch.run)
     finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
 
@@ -76,7 +78,7 @@ def drop(
         ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
         thread.move(queued, by, **ended)
     if run.status != RunStatus.CREATED:
-        Ticket.objects.filter(run=run).open().move(CLOSE)
+        close_tickets(run)
     move = _UNEXECUTED[run.status]
     thread.move(run, move, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
     facts: dict[str, Any] = {"termination": termination, "reason": reason}
@@ -92,10 +94,16 @@ def expire_wait(thread: Thread, run: Run) -> None:
     """End a run whose wait nobody has ended in time; under the fence, where no resume was found to be queued."""
     run.thread = thread
     dispatch = waits.last_dispatch(run)
+    close_tickets(run)
     termination = {"type": TerminationType.STOPPED, "detail": "wait_expired"}
     unread = freeze.unread(thread=thread, run=run)
     thread.move(run, END_WAIT, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
     _leave(thread, dispatch, Kind.RUN_TERMINATED, unread, termination=termination)
+
+
+def close_tickets(run: Run) -> None:
+    """Withdraw the questions nobody has answered: there is nobody left to hear an answer; under the fence."""
+    Ticket.objects.of_run(run.pk).open().move(CLOSE)
 
 
 def finish(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Message], **outcome: Any) -> None:

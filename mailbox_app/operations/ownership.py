@@ -35,6 +35,8 @@ _ENDING = f"""
     ) IS NOT NULL OR (
         SELECT TRUE FROM mailbox_message
         WHERE thread_id = dispatch.thread_id AND state = 'pending' AND barrier AND NOT held LIMIT 1
+    ) IS NOT NULL, (
+        SELECT TRUE FROM mailbox_ticket WHERE run_id = dispatch.run_id AND status = 'open' LIMIT 1
     ) IS NOT NULL, heads.*
     FROM unnest(%(threads)s::uuid[], %(dispatches)s::uuid[], %(tokens)s::uuid[]) AS wanted (thread_id, id, token)
     JOIN mailbox_dispatch AS dispatch
@@ -110,11 +112,12 @@ def find(claim: Claim) -> Dispatch | None:
 
 @dataclass(kw_only=True)
 class Ending:
-    """A claim about to be completed: its dispatch with its run, whether it has left anything unread, and the rows with
-    which `Thread.judge` judges its thread."""
+    """A claim about to be completed: its dispatch with its run, whether it has left anything unread, or a question
+    open, and the rows with which `Thread.judge` judges its thread."""
 
     dispatch: Dispatch
     has_unread: bool
+    has_tickets: bool
     heads: list[tuple[Any, ...]]
 
 
@@ -131,8 +134,8 @@ def find_endings(claims: Sequence[Claim]) -> dict[uuid.UUID, Ending]:
         token = dispatch.claim_token
         if token not in found:
             dispatch.run = loader(Run)(rest[:width])
-            found[token] = Ending(dispatch=dispatch, has_unread=rest[width], heads=[])
-        head = tuple(rest[width + 1 :])
+            found[token] = Ending(dispatch=dispatch, has_unread=rest[width], has_tickets=rest[width + 1], heads=[])
+        head = tuple(rest[width + 2 :])
         if head[0] is not None:
             found[token].heads.append(head)
     return found

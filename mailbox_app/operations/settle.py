@@ -14,7 +14,7 @@ from typing import Any
 
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, ending, enqueue, freeze, permits, waits
+from mailbox_app.operations import append, emit, ending, enqueue, freeze, permits, tickets, waits
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -95,7 +95,8 @@ def suspend(claim: Claim, wait: Suspended) -> None:
     """The agent waits for somebody or something: ack its dispatch and free its worker; the run keeps its thread.
 
     1. prove the claim and ack its dispatch; 2. the run waits, and says for what; 3. what it waits for is there already
-    (a resume of that name), or comes by itself (a rate limit ends): record it, and queue the dispatch that goes on.
+    (a resume of that name, every answer), or comes by itself (a rate limit ends): record it, and queue the dispatch
+    that goes on.
     A run that somebody asked to cancel does not wait.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
@@ -217,6 +218,8 @@ def _complete(thread: Thread, one: Finishing, held: Ending) -> Claim | None:
     saved = {"state": state, "output": {"message_ids": message_ids}}
     if saved["state"] or thread.state_run_id is not None:
         thread.state_run_id = run.pk
+    if held.has_tickets:
+        ending.close_tickets(run)
     unread = freeze.unread(thread=thread, run=run) if held.has_unread else []
     if run.turn < conf.max_turns and dispatch.cancel_requested_at is None:
         taken = freeze.select(unread, boundary=Boundary.ON_NATURAL_END, run=run)
@@ -280,14 +283,19 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     goes_on_at = ends_at if wait.reason == waits.RATE_LIMIT else None
     patience = timedelta(seconds=conf.wait_ttl_seconds)
     wait_until = (goes_on_at or now) + patience if goes_on_at or ends_at is None else ends_at
-    came = waits.stored(run, wait.name)
+    came, is_answered = waits.stored(run, wait.name), False
+    if wait.reason == waits.TOOL_PERMISSION:
+        unanswered = tickets.unanswered(run.pk, wait.ticket_ids)
+        came, is_answered = None, not unanswered
+        # The run outlives its questions: one that expires is answered by that.
+        wait_until = max([now, *(ticket.expires_at for ticket in unanswered if ticket.expires_at)]) + patience
     termination = {"type": TerminationType.SUSPENDED, "detail": wait.reason}
     ended = {"completed_at": now, "run_status": RunStatus.WAITING, "termination": termination}
     thread.move(dispatch, ACK, **ended, **UNCLAIMED)
     thread.move(
         run,
         SUSPEND,
-        waiting=waits.described(wait),
+        waiting=waits.described(wait, since=now),
         wait_until=wait_until,
         resume_at=goes_on_at if came is None else None,
         termination=termination,
@@ -307,6 +315,7 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     )
     if came is not None or goes_on_at is not None:
         waits.record(thread, run, wait.entry, None if came is None else came["payload"])
+    if came is not None or goes_on_at is not None or is_answered:
         # The run's dispatch must have ended before the next one is queued.
         thread.flush()
         enqueue.resume(thread=thread, run=run, after=dispatch, at=now if came or goes_on_at is None else goes_on_at)

@@ -9,8 +9,8 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import NotScheduled, RunNotFound
-from mailbox_app.models import Dispatch, Kind, Run, Thread
-from mailbox_app.operations import emit, ending, inputs
+from mailbox_app.models import Dispatch, Kind, Run, Thread, Ticket
+from mailbox_app.operations import emit, ending, inputs, tickets
 from mailbox_app.states import LIVE_DISPATCH
 
 
@@ -25,6 +25,32 @@ def promote() -> int:
     for thread in threads:
         hints.tell(thread)
     return len(threads)
+
+
+def expire_tickets() -> int:
+    """Let up to one batch of questions lapse that nobody has answered in time, their runs with it; returns how many.
+
+    One transaction a thread. A thread somebody holds just now is left to the next pass.
+    """
+    overdue = Ticket.objects.overdue().order_by("expires_at", "id")
+    found = list(overdue.values_list("run__thread_id", flat=True)[: conf.batch_size])
+    return sum(_lapse_on(thread_id) for thread_id in dict.fromkeys(found))
+
+
+def _lapse_on(thread_id: uuid.UUID) -> int:
+    lapsed = 0
+    with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
+        for thread in threads:
+            # Under the fence: an answer that came first counts.
+            overdue = list(Ticket.objects.overdue().filter(run__thread=thread).select_related("run").order_by("id"))
+            by_run = {ticket.run_id: ticket.run for ticket in overdue}
+            for run in by_run.values():
+                tickets.lapse(thread, run, [ticket for ticket in overdue if ticket.run_id == run.pk])
+                hints.answered(run.pk)
+            lapsed = len(overdue)
+    for thread in threads:
+        hints.tell(thread)
+    return lapsed
 
 
 def expire_waits() -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from mailbox_app.errors import Conflict
@@ -10,6 +11,8 @@ from mailbox_app.models import Dispatch, JournalEntry, Run, Thread
 from mailbox_app.outcomes import Suspended
 
 RATE_LIMIT = "rate_limit"
+# For answers to questions: their tickets end it.
+TOOL_PERMISSION = "tool_permission"
 # What `ctx.suspend` waits for, and a resume ends.
 REASONS = ("external_event", RATE_LIMIT, "manual_pause")
 
@@ -20,9 +23,14 @@ NOT_WAITING: dict[str, Any] = {"waiting": None, "wait_until": None, "resume_at":
 _MOST_KEPT = 100
 
 
-def described(wait: Suspended) -> dict[str, Any]:
-    """`Run.waiting`: {"reason", "message", "name", "entry"}; `entry` is what its record is called in the journal."""
-    return {"reason": wait.reason, "message": wait.message, "name": wait.name, "entry": dict(wait.entry)}
+def described(wait: Suspended, *, since: datetime) -> dict[str, Any]:
+    """`Run.waiting`: {"reason", "message", "name", "entry", "since"}, and "ticket_ids" where it waits for answers.
+
+    `entry` is what its record is called in the journal.
+    """
+    shown = {"reason": wait.reason, "message": wait.message, "name": wait.name, "entry": dict(wait.entry)}
+    tickets = {"ticket_ids": list(wait.ticket_ids)} if wait.reason == TOOL_PERMISSION else {}
+    return {**shown, "since": since.isoformat(), **tickets}
 
 
 def digest(name: str, payload: Any) -> str:
