@@ -44,7 +44,7 @@ class Ticket(Moving):
     schema = models.JSONField(null=True, blank=True)
     resume_mode = models.CharField(max_length=40, blank=True, default="")
     expires_at = models.DateTimeField(null=True, blank=True)
-    # {"action", "payload", "expired", "dispatch_id"}; the dispatch: the one by which the run went on, if this was the last.
+    # {"action", "payload", "expired", "dispatch_id"}; the last names the dispatch by which the run went on, if it did.
     answer = models.JSONField(null=True, blank=True)
     decision_id = models.CharField(max_length=200, blank=True, default="")
     answered_by = models.CharField(max_length=200, blank=True, default="")

@@ -1,4 +1,4 @@
-"""JSON Schema (draft 2020-12), for answers: is it one, and does a value keep to it? Nothing is fetched from anywhere."""
+"""JSON Schema (draft 2020-12), for answers: is it one, and does a value keep to it? Nothing is fetched."""
 
 from typing import Any
 

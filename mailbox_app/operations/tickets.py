@@ -21,6 +21,14 @@ RESUME_MODES = ("replay_tool_call", "use_decision_as_tool_result", "pass_decisio
 _DURABLE, _LIVE, _STORED = "durable_dispatch", "live", "stored"
 
 
+def open_of(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[Ticket]]:
+    """The open questions of these runs, the oldest first, by run."""
+    found: dict[uuid.UUID, list[Ticket]] = {run_id: [] for run_id in run_ids}
+    for ticket in Ticket.objects.filter(run_id__in=list(run_ids)).open().order_by("created_at", "id"):
+        found[ticket.run_id].append(ticket)
+    return found
+
+
 def unanswered(run_id: uuid.UUID, ticket_ids: Collection[str]) -> list[Ticket]:
     """Those of these questions that are still open."""
     return list(Ticket.objects.of_run(run_id).filter(ticket_id__in=list(ticket_ids)).open())
@@ -70,7 +78,7 @@ def _answer(action: str, payload: Any, dispatch: Dispatch | None, *, expired: bo
 
 
 def _journal(thread: Thread, ticket: Ticket) -> None:
-    """Write what `ctx.ask` returns when its turn begins again: the ticket stays with the run, the record is replayed."""
+    """Write what `ctx.ask` returns when its turn begins again, also as the turn of a replay."""
     thread.insert(
         JournalEntry(run_id=ticket.run_id, turn=ticket.turn, verb="ask", result=recorded(ticket), **ticket.entry)
     )

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from mailbox_app import catalogue
 from mailbox_app.execution import Context, registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
-from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Outbox, Run, Thread
+from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Outbox, Run, Thread, Ticket
 from mailbox_app.operations import claim as claiming
-from mailbox_app.operations import deliver, recover, resume, submit
+from mailbox_app.operations import decide, deliver, recover, resume, submit
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -118,6 +118,8 @@ class Scenario:
                 return ctx.usage(input_tokens=place, output_tokens=2, key=key)
             case "suspend":
                 return ctx.suspend("external_event", name=name, key=key)
+            case "ask":
+                return ctx.ask(name, arguments={"place": place}, key=key).payload
             case "checkpoint":
                 return [message.text for message in ctx.checkpoint()]
         raise AssertionError(verb)
@@ -161,8 +163,12 @@ class Scenario:
             catalogue.remove(self.name)
 
     def answer(self, run: Run) -> None:
-        """What the run waits for comes."""
-        if run.waiting is not None:
+        """What the run waits for comes; answers also when it has died before it could wait for them."""
+        for ticket in Ticket.objects.of_run(run.pk).open():
+            payload = [ticket.turn, ticket.name, ticket.entry["n"]]
+            named = {"scope": scene.SCOPE, "run_id": run.pk, "ticket_id": ticket.ticket_id}
+            decide.ticket(**named, action="resume", payload=payload, decision_id="d")
+        if run.waiting is not None and run.waiting["reason"] == "external_event":
             entry = run.waiting["entry"]
             payload = [run.turn, entry["name"], entry["n"]]
             resume.run(scope=scene.SCOPE, run_id=run.pk, name=run.waiting["name"], payload=payload)
@@ -182,6 +188,9 @@ class Scenario:
                 ).values_list("kind", "payload")
             ),
             "journal": sorted(JournalEntry.objects.filter(run=run).values_list("turn", "verb", "name", "key", "n")),
+            "tickets": sorted(
+                Ticket.objects.of_run(run.pk).values_list("turn", "name", "status", "arguments__place", "decision_id")
+            ),
             "outbox": list(
                 Outbox.objects.filter(source_thread_id=self.thread_id)
                 .order_by("order")
@@ -232,13 +241,19 @@ EVERYTHING: Program = (
         ("send", "", None),
         ("step", "one", None),
         ("suspend", "payment", None),
+        ("ask", "refund", None),
         ("usage", "", None),
         ("emit", "Once", "e"),
         ("emit", "Twice", None),
         ("checkpoint", "", None),
         ("send", "", "s"),
     ],
-    [("say", "", "k"), ("suspend", "payment", None), ("suspend", "payment", None), ("step", "one", "x")],
+    [
+        ("say", "", "k"),
+        ("suspend", "payment", None),
+        ("suspend", "payment", None),
+        ("step", "one", "x"),
+    ],
 )
 QUIET: Program = ([], [("step", "only", None)])
 
@@ -249,7 +264,7 @@ def test_a_run_survives_every_death(program: Program, least: int) -> None:
     assert assert_survives_every_death(program) >= least
 
 
-VERBS = ("step", "say", "emit", "send", "usage", "checkpoint", "suspend")
+VERBS = ("step", "say", "emit", "send", "usage", "checkpoint", "suspend", "ask")
 OPS = st.tuples(st.sampled_from(VERBS), st.sampled_from("AB"), st.sampled_from((None, None, "k")))
 
 

@@ -23,6 +23,8 @@ EFFECTS: dict[str, Callable[[Context], Any]] = {
     "usage": lambda ctx: ctx.usage(),
     "send": lambda ctx: ctx.send("inner", thread_key="inner"),
     "suspend": lambda ctx: ctx.suspend("manual_pause", name="inner"),
+    "ask": lambda ctx: ctx.ask("inner"),
+    "wait_for_decision": lambda ctx: ctx.wait_for_decision("inner"),
 }
 
 

@@ -237,7 +237,7 @@ def test_an_answer_that_is_refused_changes_nothing(given: Callable[[Claim], Any]
 
 def test_a_question_of_another_run_is_not_found() -> None:
     claim, _ = waiting()
-    other, [ticket_id] = waiting()
+    _, [ticket_id] = waiting()
     with scene.nothing_changes(), pytest.raises(TicketNotFound):
         answer(claim, ticket_id)
 

@@ -39,7 +39,7 @@ from mailbox_app.api.v1.waiting import Later, WaitingView
 from mailbox_app.conf import conf
 from mailbox_app.errors import Gone, RunNotFound
 from mailbox_app.models import Run, TerminationType
-from mailbox_app.operations import cancel, pauses, submit, tick
+from mailbox_app.operations import cancel, pauses, submit, tick, tickets
 from mailbox_app.states import RunStatus
 
 FIELDS = set(requests.NewRunSerializer().fields)
@@ -297,6 +297,7 @@ def _shown(run: Run) -> Any:
     latest = run.dispatches.order_by("-created_at", "-id").first()
     run.latest_dispatch = latest  # type: ignore[attr-defined]
     run.pauses = [] if latest is None else pauses.of_dispatch(latest)  # type: ignore[attr-defined]
+    run.open_tickets = tickets.open_of([run.pk])[run.pk]  # type: ignore[attr-defined]
     return serializers.RunSerializer(run).data
 
 

@@ -16,6 +16,7 @@ from mailbox_app.models import (
     Run,
     TerminationType,
     Thread,
+    Ticket,
     Visibility,
 )
 from mailbox_app.operations import cancel
@@ -106,7 +107,9 @@ class RunItemSerializer(serializers.Serializer[Run]):
     turn = serializers.IntegerField()
     termination = Passed(TerminationSerializer)
     error = Passed(RunErrorSerializer)
-    waiting = Object(source="waits_for", allow_null=True, help_text="`reason`, `message`, `name` while it waits.")
+    waiting = Object(
+        source="waits_for", allow_null=True, help_text="`reason`, `message`, `name`, `since` while it waits."
+    )
     resume_at = Instant(allow_null=True)
     metadata = Object()
     dedupe_key = serializers.CharField(allow_null=True)
@@ -118,6 +121,19 @@ class RunItemSerializer(serializers.Serializer[Run]):
     finished_at = Instant(allow_null=True)
 
 
+class TicketSerializer(serializers.Serializer[Ticket]):
+    """A question that a run has put to a human, and nobody has answered."""
+
+    ticket_id = serializers.CharField(help_text="What an answer names.")
+    name = serializers.CharField(allow_blank=True, help_text="As the agent calls it.")
+    question = serializers.CharField(allow_blank=True)
+    arguments = Object(help_text="What is to be decided.")
+    schema = Object(allow_null=True, help_text="JSON Schema of the payload of a `resume`; null: any payload.")
+    resume_mode = serializers.CharField(allow_blank=True)
+    created_at = Instant()
+    expires_at = Instant(allow_null=True, help_text="Then it counts as answered with `cancel`.")
+
+
 class RunSerializer(RunItemSerializer):
     final_output = Anything(allow_null=True)
     input = Object()
@@ -127,6 +143,7 @@ class RunSerializer(RunItemSerializer):
     input_tokens = serializers.IntegerField()
     output_tokens = serializers.IntegerField()
     dispatch = DispatchSerializer(source="latest_dispatch", allow_null=True, help_text="Null once it was pruned.")
+    tickets = TicketSerializer(many=True, source="open_tickets", help_text="Its open questions, the oldest first.")
     pauses = PauseSerializer(many=True, help_text="That keep it from starting now, the oldest first.")
 
 
@@ -281,6 +298,7 @@ class ThreadSerializer(serializers.Serializer[Thread]):
 class ThreadDetailSerializer(ThreadSerializer):
     """A thread, with what keeps it from going on."""
 
+    tickets = TicketSerializer(many=True, source="open_tickets", help_text="Its open questions, the oldest first.")
     pauses = PauseSerializer(many=True, help_text="That keep it from going on now, the oldest first.")
 
 

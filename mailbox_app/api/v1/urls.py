@@ -8,6 +8,7 @@ from django.urls import path, re_path
 from mailbox_app.api.v1.agents import AgentVersionsView
 from mailbox_app.api.v1.base import NotFoundView
 from mailbox_app.api.v1.batch import BatchView
+from mailbox_app.api.v1.decisions import RunDecisionView, WaitsView
 from mailbox_app.api.v1.dispatches import (
     DeadLetterDiscardView,
     DeadLetterReplayView,
@@ -46,6 +47,8 @@ urlpatterns = [
     path("runs/<str:run_id>/cancel", RunCancelView.as_view(), name="run-cancel"),
     path("runs/<str:run_id>/run-now", RunNowView.as_view(), name="run-now"),
     path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
+    path("runs/<str:run_id>/decision", RunDecisionView.as_view(), name="run-decision"),
+    path("waits", WaitsView.as_view(), name="waits"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
