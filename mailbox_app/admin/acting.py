@@ -1,5 +1,6 @@
 """Lists and pages with acts: chosen rows of a list, or a button on a row's page; each is told and logged."""
 
+import json
 import uuid
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ from mailbox_app.operations import inputs
 MOST_AT_ONCE = 100
 # An operator reads so many sentences; the log has them all.
 _MOST_TOLD = 10
+# Characters of a sentence that quotes what was typed.
+_MOST_SHOWN = 300
 
 
 class ActingAdmin(ReadOnlyAdmin):
@@ -151,6 +154,7 @@ class ActingAdmin(ReadOnlyAdmin):
             "rows": [(row.pk, render.link(type(row), row.pk, row)) for row in rows],
             "checkbox": ACTION_CHECKBOX_NAME,
             "reason": request.POST.get("reason", ""),
+            "payload": request.POST.get("payload", ""),
             "most_characters": inputs.MAX_NAME,
         }
         return TemplateResponse(request, "mailbox/admin/confirm.html", context)
@@ -192,10 +196,23 @@ def _identifier(given: str) -> uuid.UUID:
 
 
 def _reason(request: HttpRequest, act: Act) -> str | None:
-    """Why, as it was given; None, and told, if it cannot be stored."""
+    """Why, as it was given, or the payload; None, and told, if it cannot be stored."""
+    if act.takes_payload:
+        return _payload(request)
     given = request.POST.get("reason", "").strip() if act.takes_reason else ""
     try:
         return inputs.text("reason", given, may_be_blank=True)
     except InvalidInput as error:
         messages.error(request, error.message)
         return None
+
+
+def _payload(request: HttpRequest) -> str | None:
+    """The JSON as it was given; None, and told, if it is none."""
+    given = request.POST.get("payload", "").strip()
+    try:
+        json.loads(given or "null")
+    except (ValueError, RecursionError) as error:
+        messages.error(request, f"The payload is not JSON: {error}"[:_MOST_SHOWN])
+        return None
+    return given

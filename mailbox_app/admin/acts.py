@@ -1,13 +1,14 @@
 """What an operator may do: each act calls one verb, in the verb's own transaction, and says what came of it."""
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mailbox_app.models import Dispatch, Pause, PauseKind, Run
-from mailbox_app.operations import cancel, pauses, replay, tick
-from mailbox_app.states import DispatchStatus
+from mailbox_app.models import Dispatch, Pause, PauseKind, Run, Ticket
+from mailbox_app.operations import cancel, decide, pauses, replay, tick, tickets
+from mailbox_app.states import DispatchStatus, TicketStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class Result:
 class Act:
     """One thing an operator may do to a row: with a permission of its own, and a question before it where it hurts.
 
-    `do` is called with the row, who asks and why, and raises what its verb raises. `applies` says whether a row's page
-    offers it; the verb alone decides.
+    `do` is called with the row, who asks and why (or the payload, as text), and raises what its verb raises. `applies`
+    says whether a row's page offers it; the verb alone decides.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Act:
     # What the confirmation says; blank: done without asking.
     warning: str = ""
     takes_reason: bool = False
+    # The confirmation asks for a JSON document in a reason's place.
+    takes_payload: bool = False
 
 
 def _replay(dead: Any, by: str, reason: str) -> Result:
@@ -81,6 +84,21 @@ def _resume(row: Any, by: str, reason: str) -> Result:
     kind, name = (row.kind, row.name) if isinstance(row, Pause) else (PauseKind.THREAD, str(row.pk))
     ended = pauses.resume(kind=kind, name=name, by=by)
     return Result(text=f"Resumed: {ended} may go on.")
+
+
+def _answer(ticket: Any, by: str, payload: str) -> Result:
+    return _decided(ticket, by, tickets.RESUME, json.loads(payload) if payload else None)
+
+
+def _answer_no(ticket: Any, by: str, reason: str) -> Result:
+    return _decided(ticket, by, tickets.CANCEL, reason or None)
+
+
+def _decided(ticket: Ticket, by: str, action: str, payload: Any) -> Result:
+    run, asked = ticket.run, ticket.ticket_id
+    done = decide.ticket(scope=run.scope, run_id=run.pk, ticket_id=asked, action=action, payload=payload, by=by)
+    goes_on = "its run goes on" if done.dispatch_id is not None else "its run finds it when it needs no other"
+    return Result(text=f"Answered ({action}): {goes_on}.", run_id=run.pk)
 
 
 def _run_id(row: Any) -> uuid.UUID:
@@ -139,6 +157,24 @@ RUN_NOW = Act(
     permission="mailbox.run_now_run",
     do=_run_now,
     applies=_is_queued,
+)
+ANSWER = Act(
+    name="answer",
+    label="Answer",
+    permission="mailbox.answer_ticket",
+    do=_answer,
+    applies=lambda ticket: ticket.status == TicketStatus.OPEN,
+    warning="The agent gets this answer; it counts, and cannot be taken back.",
+    takes_payload=True,
+)
+ANSWER_NO = Act(
+    name="answer_cancel",
+    label="Answer cancel",
+    permission="mailbox.answer_ticket",
+    do=_answer_no,
+    applies=lambda ticket: ticket.status == TicketStatus.OPEN,
+    warning="The agent is told to do without, and goes on; it counts, and cannot be taken back.",
+    takes_reason=True,
 )
 PAUSE = Act(
     name="pause",

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 
 from mailbox_app.admin import render, sections
 from mailbox_app.admin.acting import ActingAdmin
-from mailbox_app.admin.acts import CANCEL, RUN_NOW
+from mailbox_app.admin.acts import ANSWER, ANSWER_NO, CANCEL, RUN_NOW
 from mailbox_app.admin.base import ReadOnlyAdmin, age, words
 from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread, Ticket
@@ -156,11 +156,12 @@ class JournalEntryAdmin(ReadOnlyAdmin):
 
 
 @admin.register(Ticket)
-class TicketAdmin(ReadOnlyAdmin):
-    """One question to a human."""
+class TicketAdmin(ActingAdmin):
+    """One question to a human, to be answered here too."""
 
-    list_display = ("ticket_id", "run_link", "status", "shown_question", "answered_by", "created_at", "expires_at")
-    list_filter = (words("open"),)
+    acts = (ANSWER, ANSWER_NO)
+    list_display = ("name", "run_link", "status", "shown_question", "answered_by", "created_at", "expires_at")
+    list_filter = (words("open", "overdue"),)
     searched_ids = ("pk", "run_id")
 
     @admin.display(description="run")

@@ -167,7 +167,7 @@ def tickets(run_id: UUID) -> Section:
     return Section(
         "Tickets",
         Ticket,
-        ("ticket", "status", "question", "answer", "answered by", "expires"),
+        ("ticket", "name", "status", "question", "answer", "answered by", "expires"),
         _last(
             Ticket.objects.filter(run_id=run_id)
             .order_by("-created_at", "-id")
@@ -176,6 +176,7 @@ def tickets(run_id: UUID) -> Section:
         ),
         lambda ticket: (
             render.link(Ticket, ticket.pk, ticket.ticket_id),
+            ticket.name,
             ticket.status,
             render.cell(ticket.question),
             render.cell(ticket.excerpt),

@@ -147,6 +147,23 @@ LOOKS = (
         """,
     ),
     Look(
+        "answered_wait_without_dispatch",
+        "A run waits for answers that have all come, but nothing is queued by which it would go on.",
+        "run {run_id} of thread {thread_id} waits for answers, none of its questions is open, and no dispatch of it is "
+        "queued",
+        f"It goes on no more, and its wait expires. {_DISPATCH_BY_HAND}",
+        sql="""
+            SELECT r.thread_id, r.id AS run_id FROM mailbox_run AS r
+            WHERE r.thread_id = ANY(%(threads)s::uuid[]) AND r.status = 'waiting'
+                AND r.waiting->>'reason' = 'tool_permission'
+                AND NOT EXISTS (SELECT FROM mailbox_dispatch AS d WHERE d.run_id = r.id AND d.status = 'queued')
+                AND NOT EXISTS (
+                    SELECT FROM mailbox_ticket AS k
+                    WHERE k.run_id = r.id AND k.status = 'open' AND r.waiting->'ticket_ids' ? k.ticket_id
+                )
+        """,
+    ),
+    Look(
         "row_off_thread",
         "A dispatch or a message belongs to another thread than its run.",
         "{kind} {row_id} is of thread {thread_id}, but its run {run_id} is of thread {other}",

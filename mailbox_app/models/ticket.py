@@ -69,4 +69,4 @@ class Ticket(Moving):
         indexes = [models.Index(fields=["expires_at", "id"], condition=Q(status=TicketStatus.OPEN), name="ticket_open")]
 
     def __str__(self) -> str:
-        return self.ticket_id
+        return f"{self.name} {self.ticket_id}".strip()

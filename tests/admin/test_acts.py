@@ -18,11 +18,11 @@ from django.urls import reverse
 from django.utils import timezone
 
 from mailbox_app.admin import acting
-from mailbox_app.models import AgentVersion, DeadLetter, Dispatch, Event, JournalEntry, Run
+from mailbox_app.models import AgentVersion, DeadLetter, Dispatch, Event, JournalEntry, Run, Ticket
 from mailbox_app.operations import replay, settle
 from tests import given, make
 from tests.admin.pages import listed, operator, shown, text
-from tests.operations import scene
+from tests.operations import asking, scene
 
 pytestmark = pytest.mark.django_db
 
@@ -78,7 +78,18 @@ class Case:
         return f"view_{self.model._meta.model_name}"
 
 
+def question() -> Ticket:
+    _, [ticket_id] = asking.waiting(schema={"type": ["object", "null"]})
+    return asking.ticket(ticket_id)
+
+
+def answered(action: str) -> Callable[[Any], bool]:
+    return lambda row: (Ticket.objects.get(pk=row.pk).answer or {}).get("action") == action
+
+
 CASES = [
+    Case(Ticket, "answer", "answer_ticket", question, answered("resume"), True),
+    Case(Ticket, "answer_cancel", "answer_ticket", question, answered("cancel"), True),
     Case(DeadLetter, "replay", "replay_deadletter", dead, lambda row: journal_of_replay(row) == 1, False),
     Case(DeadLetter, "replay_fresh", "replay_fresh_deadletter", dead, lambda row: journal_of_replay(row) == 0, True),
     Case(DeadLetter, "discard", "discard_deadletter", dead, is_discarded, True),
@@ -143,7 +154,8 @@ def test_an_act_is_done_by_a_button_and_logged(case: Case) -> None:
     assert "1 of 1 done." in told(answer)
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.object_id) == ("operator", str(row.pk))
-    assert str(entry.content_type.model) == ("run" if case.model is Run else "dispatch")
+    logged_as = Dispatch if case.model is DeadLetter else case.model
+    assert str(entry.content_type.model) == logged_as._meta.model_name
 
 
 @ACTS
@@ -359,3 +371,33 @@ def test_who_may_only_view_versions_publishes_none() -> None:
     assert client.post(reverse("admin:mailbox_agentversion_add"), published()).status_code == 403
     assert "addlink" not in text(client, listed(AgentVersion))
     assert not AgentVersion.objects.exists()
+
+
+def test_an_operator_answers_a_question_with_a_payload(admin_client: Client) -> None:
+    ticket = question()
+    url = act_url(ticket, "answer")
+    assert 'name="payload"' in admin_client.get(url).content.decode()
+    page = admin_client.post(url, {"confirmed": "yes", "payload": "{no json"}).content.decode()
+    assert "The payload is not JSON" in page
+    assert "{no json" in page, "what was typed is still there"
+    refused = admin_client.post(url, {"confirmed": "yes", "payload": "[1]"}, follow=True)
+    assert "Refused (invalid_input)" in told(refused)
+    assert Ticket.objects.get(pk=ticket.pk).status == "open"
+    done = admin_client.post(url, {"confirmed": "yes", "payload": '{"approved": true}'}, follow=True)
+    assert "its run goes on" in told(done)
+    ticket.refresh_from_db()
+    assert ((ticket.answer or {})["payload"], ticket.answered_by) == ({"approved": True}, "user admin")
+    again = admin_client.post(url, {"confirmed": "yes"}, follow=True)
+    assert "Refused (already_decided)" in told(again)
+
+
+def test_open_questions_are_listed_and_shown_with_their_run(admin_client: Client) -> None:
+    asked = question()
+    closed = question()
+    settle_by = act_url(closed, "answer_cancel")
+    admin_client.post(settle_by, {"confirmed": "yes", "reason": "too much"})
+    page = admin_client.get(listed(Ticket), {"state": "open"}).content.decode()
+    assert str(asked.pk) in page
+    assert str(closed.pk) not in page
+    assert asked.ticket_id in text(admin_client, shown(Run.objects.get(pk=asked.run_id)))
+    assert "too much" in text(admin_client, shown(closed))

@@ -20,7 +20,7 @@ from mailbox_app.models import JournalEntry, Message, Permit, Run, Thread, Ticke
 from mailbox_app.operations import limits, replay, settle, submit, threads
 from mailbox_app.operations.ownership import Claim
 from tests import given
-from tests.operations import scene
+from tests.operations import asking, scene
 from tests.states.test_constraints import CASES, update
 
 pytestmark = pytest.mark.django_db
@@ -163,6 +163,16 @@ DAMAGES = [
         D,
     ),
     Damage("timed_wait_without_dispatch", waiting, RUN.format("resume_at = now() + '1 h'::interval")),
+    Damage(
+        "answered_wait_without_dispatch",
+        lambda: asking.waiting("one", "two")[0],
+        "UPDATE mailbox_ticket SET status = 'answered', answered_at = now() WHERE run_id = %(run_id)s",
+    ),
+    Damage(
+        "answered_wait_without_dispatch",
+        lambda: asking.waiting()[0],
+        "DELETE FROM mailbox_ticket WHERE run_id = %(run_id)s",
+    ),
     Damage(
         "row_off_thread", done, "UPDATE mailbox_dispatch SET thread_id = %(other_id)s WHERE run_id = %(run_id)s", ()
     ),

@@ -14,11 +14,24 @@ from django.db.models.functions import Now
 from mailbox_app.doctor import examine, running, schema, walk
 from mailbox_app.doctor.findings import Report
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
-from mailbox_app.operations import cancel, claim, prune, recover, replay, resume, settle, submit, threads, tick
+from mailbox_app.operations import (
+    cancel,
+    checkpoint,
+    claim,
+    decide,
+    prune,
+    recover,
+    replay,
+    resume,
+    settle,
+    submit,
+    threads,
+    tick,
+)
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.settle import hand_back
 from tests import given
-from tests.operations import scene
+from tests.operations import asking, scene
 from tests.operations.test_deliver import send
 from tests.races.actors import crew, start
 
@@ -91,6 +104,47 @@ def resumed() -> None:
     owned = taken()
     settle.suspend(owned, scene.wait())
     resume.run(scope=scene.SCOPE, run_id=owned.run_id)
+
+
+def asking_while_it_works() -> None:
+    owned = taken()
+    checkpoint.ask(owned, [asking.question(owned)])
+
+
+def waiting_for_answers() -> list[str]:
+    owned = taken()
+    questions = [asking.question(owned, name, expires_in=60.0) for name in ("one", "two")]
+    ids = [ticket.ticket_id for ticket in checkpoint.ask(owned, questions)]
+    asking.suspend(owned, ids)
+    asking.answer(owned, ids[0])
+    return ids
+
+
+def answered() -> None:
+    ids = waiting_for_answers()
+    decide.ticket(scope=scene.SCOPE, run_id=asking.ticket(ids[1]).run_id, ticket_id=ids[1], action="cancel")
+
+
+def answered_by_nobody() -> None:
+    asking.overdue(waiting_for_answers()[1])
+    assert tick.expire_tickets() == 1
+
+
+def answered_before_it_could_wait() -> None:
+    owned = taken()
+    [ticket] = checkpoint.ask(owned, [asking.question(owned)])
+    asking.answer(owned, ticket.ticket_id)
+    asking.suspend(owned, [ticket.ticket_id])
+
+
+def cancelled_with_a_question() -> None:
+    cancel.run(scope=scene.SCOPE, run_id=asking.ticket(waiting_for_answers()[1]).run_id)
+
+
+def done_with_a_question() -> None:
+    owned = taken()
+    checkpoint.ask(owned, [asking.question(owned)])
+    settle.complete(owned)
 
 
 def cancelled_wait() -> None:
@@ -189,6 +243,8 @@ def empty_thread() -> None:
 
 STATES: list[Callable[[], Any]] = [
     *(queued, queued_twice, scheduled, scheduled_and_come_due, claimed, claimed_with_more_behind, steered, waiting),
+    *(asking_while_it_works, waiting_for_answers, answered, answered_by_nobody, answered_before_it_could_wait),
+    *(cancelled_with_a_question, done_with_a_question),
     *(waiting_in_front_of_another, waiting_until_a_time, resumed, cancelled_wait, cancelled_unstarted, asked_to_stop),
     *(backing_off, handed_back, reclaimed, done, done_with_more_turns, dead_letter, dead_letter_replayed),
     *(dead_letter_discarded, pruned, deleted, deleted_and_half_pruned, sent_to_other_threads, overdue_wait_ended),
