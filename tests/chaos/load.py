@@ -22,7 +22,7 @@ from tests.chaos.workers import ROOT
 from tests.proof.history import Accepted, faults
 
 # MAILBOX_CHAOS_SECONDS=<seconds> makes each storm last that long.
-STORM_SECONDS = float(os.environ.get("MAILBOX_CHAOS_SECONDS", "8"))
+STORM_SECONDS = float(os.environ.get("MAILBOX_CHAOS_SECONDS", "5"))
 # What a round may last on a slow machine; one that was asked to be long may take as long as it likes.
 TIMEOUT = 300 if "MAILBOX_CHAOS_SECONDS" not in os.environ else 0
 
