@@ -111,7 +111,8 @@ class Round:
         """Wait for the end of everything; each promise was kept, and the doctor finds nothing."""
         wait_until(lambda: self.open_count() == 0, 2 * RECOVERED_SECONDS)
         accepted = self.accepted()
-        assert faults(accepted, self.lines) == []
+        found = faults(accepted, self.lines)
+        assert not found, found
         [row] = self.live.rows(
             "SELECT count(*) FROM mailbox_run WHERE activation->'options'->>'log' = %s", str(self.log)
         )
