@@ -12,7 +12,7 @@ import pytest
 from mailbox_app.devtools.probes import StackProcess, descendants
 from mailbox_app.devtools.processes import wait_until
 from tests.chaos.live import SETTINGS, SLACK_SECONDS, Live, Watched
-from tests.chaos.load import TIMEOUT, Load, Round
+from tests.chaos.load import TIMEOUT, Load, Round, assert_healthy
 from tests.chaos.workers import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT)]
@@ -83,4 +83,5 @@ def test_a_rolling_restart_under_load_loses_and_repeats_nothing_and_costs_nothin
             if run.said("begins"):
                 run.assert_told_once()
         told.assert_kept()
+        assert_healthy(live)
     assert told.costs() == (0, 0)

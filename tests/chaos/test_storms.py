@@ -13,7 +13,7 @@ from mailbox_app.devtools.probes import StackProcess
 from mailbox_app.devtools.processes import wait_until
 from tests.chaos import storms
 from tests.chaos.live import SETTINGS, SLACK_SECONDS, Live
-from tests.chaos.load import STORM_SECONDS, TIMEOUT, Load, Round
+from tests.chaos.load import STORM_SECONDS, TIMEOUT, Load, Round, assert_healthy
 from tests.chaos.workers import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT)]
@@ -33,6 +33,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, module_monkeypatch: pytest.Mo
         threads, prefork = (Worker(live, name, pool=pool, slots=slots) for name, (pool, slots) in SLOTS.items())
         with threads, prefork:
             yield live
+            assert_healthy(live)
             assert (threads.process.poll(), prefork.process.poll()) == (None, None), "a storm ended a worker"
 
 
