@@ -166,7 +166,7 @@ class Load:
 
 
 def assert_healthy(live: Live) -> None:
-    """The doctor finds nothing in what has been stored since the stack began; what is merely late it may find at first."""
+    """The doctor finds nothing in what the stack has stored; what is merely late it may find at first."""
     command = [sys.executable, "manage.py", "mailbox_doctor", "--json"]
     environment = {**os.environ, **live.stack.environment}
     said: dict[str, Any] = {}
