@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = "tests/proof/test_machine.py"
+BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS = "mailbox_app/operations", "mailbox_app/models"
 # A test that waits for a lock nobody gives back; and a file that never ends.
@@ -38,7 +39,7 @@ class Mutation:
 
 
 def _index(name: str, *noticed_by: str) -> Mutation:
-    return Mutation(f"the index {name}", index=name, noticed_by=("tests/states/test_constraints.py", *noticed_by))
+    return Mutation(f"the index {name}", index=name, noticed_by=(BROKEN_ROWS, *noticed_by))
 
 
 MUTATIONS = (
@@ -85,7 +86,7 @@ MUTATIONS = (
         "SKIP LOCKED of a stamp",
         f"{OPERATIONS}/missing.py",
         (("NO KEY UPDATE SKIP LOCKED", "NO KEY UPDATE"),),
-        noticed_by=("tests/operations/test_missing.py",),
+        noticed_by=("tests/races/test_missing.py",),
     ),
     Mutation(
         "the lock of the fence",
