@@ -131,19 +131,19 @@ MUTATIONS = (
     _index(
         "run_dedupe_key_unique_while_not_done", "tests/operations/test_submit.py", "tests/races/test_unique_keys.py"
     ),
-    _index("run_client_id_unique_in_scope", "tests/operations/test_deliver.py", "tests/races/test_unique_keys.py"),
+    _index("run_client_id_unique_in_scope"),
     _index("message_client_id_unique_in_scope", "tests/operations/test_submit.py", "tests/races/test_unique_keys.py"),
     _index("message_seq_unique_in_thread"),
     _index("event_cursor_unique_in_thread"),
-    _index("event_key_unique_in_thread", "tests/operations/test_checkpoint.py"),
+    _index("event_key_unique_in_thread"),
     _index("journal_entry_once_per_use", "tests/races/test_lock_then_look.py"),
     _index("ticket_once_per_run"),
     _index("outbox_order_unique_per_pair"),
     _index("thread_key_unique_in_scope", "tests/races/test_many_submits.py"),
     _index("idempotency_key_unique_in_scope", "tests/api/test_idempotency.py"),
-    _index("pause_once", "tests/races/test_pause.py"),
-    _index("agent_version_once", "tests/commands/test_versions.py"),
-    _index("agent_registration_once_per_worker", "tests/operations/test_presence.py"),
+    _index("pause_once"),
+    _index("agent_version_once"),
+    _index("agent_registration_once_per_worker"),
 )
 
 WITHOUT_INDEX = """
