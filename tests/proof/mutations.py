@@ -25,6 +25,8 @@ EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS = "mailbox_app/operations", "mailbox_app/models"
 # A test that waits for a lock nobody gives back; and a file that never ends.
 TEST_SECONDS, FILE_SECONDS = 60, 900
+# Of a test's name: some say all of a row.
+_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def main(arguments: list[str]) -> int:
         is_noticed = False
         for path, failed, seconds in _tried(mutation, EVERYWHERE if wanted.everywhere else mutation.noticed_by):
             is_noticed = is_noticed or failed != ""
-            print(f"  {path}: {f'fails at {failed}' if failed else 'passes'} ({seconds:.0f} s)", flush=True)
+            said = f"fails at {failed[:_WIDTH]}" if failed else "passes"
+            print(f"  {path.partition('::')[0]}: {said} ({seconds:.0f} s)", flush=True)
         if not is_noticed:
             unnoticed.append(mutation.name)
     print("Nobody noticed: " + ", ".join(unnoticed) if unnoticed else "Each was noticed.")
