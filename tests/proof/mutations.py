@@ -144,6 +144,8 @@ MUTATIONS = (
     _index("thread_key_unique_in_scope", "tests/races/test_many_submits.py"),
     _index("idempotency_key_unique_in_scope", "tests/api/test_idempotency.py"),
     _index("pause_once"),
+    _index("limit_once"),
+    _index("permit_once_per_dispatch"),
     _index("agent_version_once"),
     _index("agent_registration_once_per_worker"),
 )
