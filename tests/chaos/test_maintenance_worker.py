@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+import redis
 
 from mailbox_app.devtools.processes import wait_until
 from tests.chaos.live import SLACK_SECONDS, Live
@@ -25,6 +26,9 @@ def test_a_pass_that_has_begun_ends_before_its_worker_does(own_live: Callable[..
     def are_waiting() -> bool:
         return bool(live.rows(_WAITING)[0]["number"] == 2)
 
+    def signals() -> int:
+        return int(redis.Redis.from_url(live.stack.environment["REDIS_URL"]).llen("mailbox.maintenance"))
+
     with psycopg.connect(live.stack.environment["DATABASE_URL"]) as holder:
         # Half-way through, a sweep looks at what is to be delivered: here it has to wait.
         holder.execute("LOCK TABLE mailbox_outbox IN ACCESS EXCLUSIVE MODE")
@@ -33,6 +37,9 @@ def test_a_pass_that_has_begun_ends_before_its_worker_does(own_live: Callable[..
             assert wait_until(are_waiting, 2 * SLACK_SECONDS), worker.output[-3000:]
             worker.send(signal.SIGTERM)
             worker.wait_output("Warm shutdown")
+            # While beat sends ten more it neither ends nor takes any of them.
+            sent = signals()
+            assert wait_until(lambda: signals() >= sent + 10, SLACK_SECONDS)
             assert worker.process.poll() is None
             assert live.rows(_SWEEP) == [{"last_finished_at": None, "worker": ""}]
             holder.rollback()
