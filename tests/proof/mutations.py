@@ -205,7 +205,7 @@ def _tried(mutation: Mutation, paths: tuple[str, ...]) -> Iterator[tuple[str, st
         _mutate(tree, mutation)
         for path in paths:
             begun = time.monotonic()
-            failed = _first_failure(tree, path)
+            failed = _first_failure(tree, path, only=mutation.index if path == BROKEN_ROWS else "")
             yield path, failed, time.monotonic() - begun
 
 
@@ -218,9 +218,10 @@ def _mutate(tree: Path, mutation: Mutation) -> None:
         path.write_text(path.read_text().replace(before, after))
 
 
-def _first_failure(tree: Path, path: str) -> str | None:
+def _first_failure(tree: Path, path: str, *, only: str) -> str | None:
     """The first test that fails, blank if all pass; None, and why on stderr, if they could not be run."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}", path]
+    command += ["-k", only] if only else []
     # A package of the tree that the interpreter has installed must not go before the copy.
     environment = {**os.environ, "PYTHONPATH": str(tree), "MAILBOX_PROOF_SHRINK": "no"}
     try:
