@@ -13,10 +13,11 @@ import redis
 from celery import current_app
 from django.db import transaction
 
-from mailbox_app import channel, hints
+from mailbox_app import channel, hints, metrics
 from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
 from mailbox_app.operations import settle
+from mailbox_app.tally import tally
 from tests.operations import scene
 from tests.races.actors import until
 
@@ -131,6 +132,28 @@ def test_a_broker_that_is_not_our_redis_costs_little_once_too(queue: str, settin
     assert timed_wake(queue) < LIMIT
     assert channel.breaker_of(hints._broker_url()).is_open()
     assert timed_wake(queue) < 0.05
+
+
+@pytest.mark.parametrize(("has_channel", "peer"), [(True, "channel"), (False, "signal")])
+def test_trouble_is_counted_once_a_pause_by_what_did_not_go_out(
+    has_channel: bool, peer: str, queue: str, own_redis: Redis, settings: Any
+) -> None:
+    tally.close()
+    broker(settings, own_redis.url, redis_url=None if has_channel else "", broker_retry_seconds=60, metrics_folder="")
+    hints.wake(queue)
+    assert failures() == {}, "what goes out is no failure"
+    own_redis.stop()
+    for failed in (1, 2):
+        for _ in range(3):
+            hints.wake(queue)
+        assert failures() == {peer: failed}
+        channel.forget_failures()
+
+
+def failures() -> dict[str, float]:
+    """What is counted of signals and hints that did not go out, by peer."""
+    samples = [sample for family in metrics.counted() for sample in family.samples]
+    return {s.labels["peer"]: s.value for s in samples if s.name == "mailbox_signal_failures_total"}
 
 
 @pytest.mark.parametrize("has_channel", [True, False], ids=["also our Redis", "the broker alone"])
