@@ -184,6 +184,8 @@ def _assert_ended_as(transaction: Transaction, run: Watched, stage: Stage) -> No
     stored = run.everything()
     assert sum(one["lost_count"] for one in stored["dispatch"]) == transaction.lost, run.lines
     assert sum(one["attempt_count"] for one in stored["dispatch"]) == transaction.attempts
+    reasons = [event["payload"].get("reason") for event in stored["event"]]
+    assert reasons.count("expired_lease_reclaimed") == transaction.lost
     kinds = [event["kind"] for event in stored["event"]]
     assert {kind: kinds.count(kind) for kind in transaction.once} == dict.fromkeys(transaction.once, 1)
     seqs = sorted(message["seq"] for message in stored["message"])
