@@ -117,7 +117,7 @@ class Stage(Live):
             run.run_id,
         )
         accepted = Accepted(row["id"], run.thread_id, row["place"], row["status"], row["ended"], row["lost"])
-        found = faults([accepted], run.lines)
+        found = faults([accepted], _without_turns(run.lines))
         if run.row["termination"] != {"type": "natural_end"}:
             # It was to end otherwise than by its agent's return.
             found = [line for line in found if "never returned" not in line]
@@ -146,6 +146,17 @@ class Stage(Live):
             self._started += 1
             worker = self._crew[kind] = make(f"{kind}-{self._started}").__enter__()
         return worker
+
+
+def _without_turns(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns of one claim as the one activation they are: without the return of one and the entrance of the next."""
+    told: list[dict[str, Any]] = []
+    for line in lines:
+        if line["what"] == "enters" and told and (told[-1]["what"], told[-1]["fence"]) == ("returns", line["fence"]):
+            told.pop()
+        else:
+            told.append(line)
+    return told
 
 
 @contextmanager

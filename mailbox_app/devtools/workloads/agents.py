@@ -59,7 +59,7 @@ def ends(ctx: Context) -> str:
     "read": look at a checkpoint. Options log, gate_at and gate are those of `workload.steps`.
     """
     with _telling(ctx):
-        done = [ctx.step("step-1", lambda: _step(ctx, 1))]
+        done: list[object] = [ctx.step("step-1", lambda: _step(ctx, 1))]
         match ctx.options.get("end"):
             case "retry" if ctx.attempt == 1:
                 raise Transient("as it was told to", retry_after=ctx.options.get("seconds", 0.1))
