@@ -100,6 +100,12 @@ class NotPaused(NotFound):
     code = "not_paused"
 
 
+class NotLimited(NotFound):
+    """There is no such limit: nobody has set one, or somebody has removed it."""
+
+    code = "not_limited"
+
+
 class Gone(Refused):
     """The row has been deleted."""
 

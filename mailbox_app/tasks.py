@@ -27,7 +27,7 @@ from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.exposer import Exposer
 from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance
-from mailbox_app.operations import claim, deliver, missing, prune, recover, tick
+from mailbox_app.operations import claim, deliver, limits, missing, permits, prune, recover, tick
 from mailbox_app.signals import gc_done
 from mailbox_app.telemetry import observe
 
@@ -53,9 +53,9 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> claim.Renewed:
 
 @shared_task(name="mailbox.due_tick", ignore_result=True, send_events=False)
 def due_tick(**_: Any) -> None:
-    """Promote work whose time has come, and end waits that are over."""
+    """Promote work whose time has come, end waits that are over, let start what limits have kept and keep no more."""
     _drop_broken_connection()
-    _pass("due_tick", conf.due_tick_seconds, tick.promote, tick.expire_waits)
+    _pass("due_tick", conf.due_tick_seconds, tick.promote, tick.expire_waits, permits.release_some, _let_start)
 
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)
@@ -77,6 +77,14 @@ def gc(**_: Any) -> None:
             if isinstance(answer, Exception):
                 facts = {"receiver": getattr(receiver, "__qualname__", "?"), "error": type(answer).__name__}
                 observe("gc.receiver_failed", level=logging.ERROR, **facts)
+
+
+def _let_start() -> int:
+    """Once a pass: what is unblocked by one look is counted on by the next only when it has been claimed."""
+    limits.settle()
+    permits.unblock_some()
+    permits.refill()
+    return 0
 
 
 def _stop_consuming(exit_code: int) -> None:

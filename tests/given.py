@@ -21,10 +21,12 @@ from mailbox_app.models import (
     Event,
     IdempotencyKey,
     JournalEntry,
+    Limit,
     Maintenance,
     Message,
     Outbox,
     Pause,
+    Permit,
     Run,
     Thread,
     Ticket,
@@ -117,6 +119,14 @@ def registration(**fields: Any) -> AgentRegistration:
 
 def pause(**fields: Any) -> Pause:
     return Pause.objects.create(**{"kind": "agent", "name": f"agent {next(_numbers)}", **fields})
+
+
+def limit(**fields: Any) -> Limit:
+    return Limit.objects.create(**{"kind": "agent", "name": f"agent {next(_numbers)}", "most": 1, **fields})
+
+
+def permit(**fields: Any) -> Permit:
+    return Permit.objects.create(**{"limit": fields.pop("limit", None) or limit(), **fields})
 
 
 def agent_version(**fields: Any) -> AgentVersion:

@@ -6,6 +6,7 @@ from mailbox_app.models.base import uuid7
 from mailbox_app.models.dispatch import UNCLAIMED, DeadLetter, Dispatch, Resolution
 from mailbox_app.models.event import TERMINAL_KINDS, Event, Kind
 from mailbox_app.models.journal import JournalEntry
+from mailbox_app.models.limit import Limit, LimitKind, Permit
 from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
 from mailbox_app.models.outbox import Outbox, OutboxKind
 from mailbox_app.models.pause import Pause, PauseKind
@@ -32,12 +33,15 @@ __all__ = [
     "IdempotencyKey",
     "JournalEntry",
     "Kind",
+    "Limit",
+    "LimitKind",
     "Maintenance",
     "Message",
     "Outbox",
     "OutboxKind",
     "Pause",
     "PauseKind",
+    "Permit",
     "ReadAt",
     "Resolution",
     "Role",

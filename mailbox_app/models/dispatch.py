@@ -82,6 +82,8 @@ class Dispatch(Moving):
     claimed_by = models.CharField(max_length=200, blank=True, default="")
     claimed_at = models.DateTimeField(null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
+    # Of the limits it counts against: ids of Permit; null: none. Leaving the claim gives them back.
+    permit_ids = models.JSONField(null=True, blank=True)
     cancel_requested_at = models.DateTimeField(null=True, blank=True)
     # The last claim's token, kept after it ended: a settle whose answer was lost recognises itself by it.
     instance_id = models.UUIDField(null=True, blank=True)
@@ -125,6 +127,10 @@ class Dispatch(Moving):
                     & Q(claim_token__isnull=True, lease_until__isnull=True, claimed_by="")
                 ),
                 name="dispatch_claimed_iff_leased",
+            ),
+            models.CheckConstraint(
+                condition=Q(status=DispatchStatus.CLAIMED) | Q(permit_ids__isnull=True),
+                name="dispatch_permits_only_claimed",
             ),
             models.CheckConstraint(
                 condition=~Q(status=DispatchStatus.QUEUED)

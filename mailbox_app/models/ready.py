@@ -22,7 +22,10 @@ class BlockedReason(models.TextChoices):
     PAUSED = "paused"
 
 
-FLAG = ("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wakes_at", "blocked_reason")
+FLAG = (
+    *("due_at", "due_priority", "due_queue", "due_agent", "due_version", "wakes_at"),
+    *("blocked_reason", "blocked_priority", "blocked_since"),
+)
 
 # What can start now, first by priority and order; and what can start first of the rest, which may go before it.
 HEADS_OF = """
@@ -52,7 +55,8 @@ class ReadyFlag(models.Model):
     """Due: the head can be claimed now. Waking: there may be another head later. Blocked: something else is in front.
 
     A thread that is due may wake too: what comes due then may go first, or be somebody's who cannot run the other.
-    Paused is the one reason that stays while a run is claimed: it is the thread's, and not its head's.
+    Paused is the one reason that stays while a run is claimed: it is the thread's, and not its head's. A head that was
+    due and found its scope's limit reached keeps its place: whoever gives a permit back makes the first of them due.
     """
 
     due_at = models.DateTimeField(null=True, blank=True)
@@ -63,6 +67,9 @@ class ReadyFlag(models.Model):
     due_version = models.CharField(max_length=400, null=True, blank=True, db_collation="C")
     wakes_at = models.DateTimeField(null=True, blank=True)
     blocked_reason = models.CharField(max_length=20, blank=True, default="", choices=BlockedReason.choices)
+    # Of what the limit of its scope keeps from starting: due_priority and due_at, as they were.
+    blocked_priority = models.SmallIntegerField(null=True, blank=True)
+    blocked_since = models.DateTimeField(null=True, blank=True)
 
     if TYPE_CHECKING:
         active_run_id: uuid.UUID | None
@@ -93,6 +100,17 @@ class ReadyFlag(models.Model):
                 ),
                 name="thread_due_flag_whole_or_absent",
             ),
+            models.CheckConstraint(
+                condition=(
+                    Q(blocked_reason=BlockedReason.SCOPE_LIMIT, active_run_id__isnull=True)
+                    & Q(blocked_priority__isnull=False, blocked_since__isnull=False)
+                )
+                | (
+                    ~Q(blocked_reason=BlockedReason.SCOPE_LIMIT)
+                    & Q(blocked_priority__isnull=True, blocked_since__isnull=True)
+                ),
+                name="thread_blocked_place_iff_scope_limit",
+            ),
         ]
         indexes = [
             models.Index(
@@ -101,6 +119,11 @@ class ReadyFlag(models.Model):
                 name="thread_due",
             ),
             models.Index(fields=["wakes_at", "id"], condition=Q(wakes_at__isnull=False), name="thread_waking"),
+            models.Index(
+                fields=["scope", "blocked_priority", "blocked_since", "id"],
+                condition=Q(blocked_reason=BlockedReason.SCOPE_LIMIT),
+                name="thread_over_scope_limit",
+            ),
         ]
 
     @property
@@ -148,6 +171,9 @@ class ReadyFlag(models.Model):
             return
         available_at = dispatch.available_at
         is_due = cast(Any, available_at) is NOW or available_at <= self.locked_at
+        if is_due and self.blocked_priority is not None:
+            self.blocked_priority = min(self.blocked_priority, dispatch.priority)
+            return
         if is_due:
             is_sooner = self.due_priority is None or dispatch.priority < self.due_priority
         else:
@@ -156,9 +182,17 @@ class ReadyFlag(models.Model):
             head = dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
             self._point_at(is_due, available_at, *head)
 
+    def block_by_scope(self) -> None:
+        """Have the head that was due wait, in its place, until a permit of the scope is given back."""
+        priority, since = self.due_priority, self.due_at
+        self._is_judged, wakes_at = True, self.wakes_at
+        self._clear_flag()
+        self.blocked_reason, self.wakes_at = BlockedReason.SCOPE_LIMIT, wakes_at
+        self.blocked_priority, self.blocked_since = priority, since
+
     def _clear_flag(self) -> None:
         self.due_at = self.due_priority = self.due_queue = self.due_agent = self.due_version = self.wakes_at = None
-        self.blocked_reason = ""
+        self.blocked_reason, self.blocked_priority, self.blocked_since = "", None, None
 
     def _point_at(self, is_due: bool, at: datetime, priority: int, queue: str, agent: str, version: str) -> None:
         if is_due:

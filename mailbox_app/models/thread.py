@@ -12,9 +12,10 @@ from django.db.models.functions import Now
 
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models.base import Moving, not_blank, uuid7
+from mailbox_app.models.limit import Permit
 from mailbox_app.models.ready import FLAG, ReadyFlag
 from mailbox_app.models.writes import Writes, columns, read
-from mailbox_app.states import Move
+from mailbox_app.states import DispatchStatus, Move
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
@@ -163,6 +164,8 @@ class Thread(ReadyFlag):
 
     # Set by the fence.
     became_due: bool = False
+    # Permits that were given back under it.
+    given_back: list[uuid.UUID]
     _writes: Writes
     _locked: dict[str, Any]
     _locked_at: datetime | None = None
@@ -243,7 +246,15 @@ class Thread(ReadyFlag):
         """
         if move.noun != row.NOUN:
             raise ValueError(f"{move.noun}.{move.name} is no move of a {row.NOUN}")
+        if move.source == DispatchStatus.CLAIMED and (held := getattr(row, "permit_ids", None)):
+            values["permit_ids"] = None
+            self._give_back(held)
         self._writes.change(row, {**values, row.STATUS_FIELD: move.target}, source=move.source)
+
+    def _give_back(self, permit_ids: Sequence[str]) -> None:
+        for permit_id in permit_ids:
+            self._writes.change(Permit(pk=uuid.UUID(permit_id)), {"dispatch_id": None})
+            self.given_back.append(uuid.UUID(permit_id))
 
     def flush(self) -> None:
         """Write now what was done so far: for a look that must see it, or an order a unique index asks for."""
@@ -257,7 +268,7 @@ class Thread(ReadyFlag):
         return event
 
     def _enter(self, writes: Writes) -> None:
-        self._writes, self._is_judged = writes, False
+        self._writes, self._is_judged, self.given_back = writes, False, []
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
 
     def _write(self) -> None:

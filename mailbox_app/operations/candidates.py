@@ -1,6 +1,7 @@
 """Which due threads a worker can take: it looks only at the lanes it can run, whatever waits beside them.
 
-Lanes of a paused agent or queue are no lanes: who asks what is due is not told of them.
+Lanes of a paused agent or queue are no lanes, nor are those of an agent whose limit is reached: who asks what is due is
+not told of them.
 """
 
 import uuid
@@ -10,6 +11,7 @@ from typing import Any
 
 from mailbox_app import catalogue
 from mailbox_app.models import Thread, ask, columns, loader
+from mailbox_app.operations import gate
 
 # Sorts after any version: a worker whose agent's version is not known here takes all.
 _ANY_VERSION = "\x7f"
@@ -19,9 +21,22 @@ UNPAUSED = """
     NOT EXISTS (SELECT FROM mailbox_pause WHERE kind = 'queue' AND name = {queue})
     AND NOT EXISTS (SELECT FROM mailbox_pause WHERE kind = 'agent' AND name = {agent})
 """
-# Held shared by who claims from before the second look at the pauses, exclusively by who pauses an agent or a queue:
-# after a pause's commit no claim is under way that has not seen it. Any number that no other code of the database uses.
-GATE = 6_873_220_417_155
+# Its limit leaves room for one more: there is a start in the bucket (a thousandth may be wanting, for what is rounded),
+# and a permit that is free. Not asked for with EXISTS: that could be answered from all limits and permits there are.
+UNLIMITED = """
+    (
+        SELECT bound.id FROM mailbox_limit AS bound
+        WHERE bound.kind = 'agent' AND bound.name = {agent} AND (
+            bound.full_at > statement_timestamp()
+                + make_interval(secs => bound.seconds * (1 - 0.999 / bound.starts))
+            OR bound.most IS NOT NULL AND (
+                SELECT id FROM mailbox_permit
+                WHERE limit_id = bound.id AND dispatch_id IS NULL AND NOT is_retired LIMIT 1
+            ) IS NULL
+        )
+    ) IS NULL
+"""
+STARTABLE = f"{UNPAUSED} AND {UNLIMITED}"
 
 # The ORM has neither LATERAL nor loose index scans. One lane is one version of one agent on this queue: the recursion
 # hops from each lane to the next by index, and each lane is one index range. No sort over the backlog: the cost depends
@@ -35,7 +50,7 @@ _LANES = """
         ) AS version
         FROM ROWS FROM (unnest(%(agents)s::text[]), unnest(%(newest)s::text[]), unnest(%(accepted)s::text[]))
             AS runnable (agent, newest, accepted)
-        WHERE {unpaused}
+        WHERE {startable}
         UNION ALL
         SELECT lane.agent, lane.newest, lane.accepted, (
             SELECT due_version FROM mailbox_thread
@@ -45,9 +60,9 @@ _LANES = """
         )
         FROM lane WHERE lane.version IS NOT NULL
     )
-""".replace("{unpaused}", UNPAUSED.format(queue="%(queue)s", agent="runnable.agent"))
+""".replace("{startable}", STARTABLE.format(queue="%(queue)s", agent="runnable.agent"))
 # Candidates: the first of each lane, then the first of all.
-_CANDIDATES = (
+CANDIDATES = (
     _LANES
     + """
     , candidate AS MATERIALIZED (
@@ -74,9 +89,9 @@ _CANDIDATES = (
 # that is due may be read to find these few among it. Agents and queues that were paused meanwhile are left out by the
 # next statement, which is younger than the gate taken here.
 LOCK = (
-    _CANDIDATES
+    CANDIDATES
     + f"""
-    SELECT (SELECT count(*) FROM candidate), clock_timestamp(), pg_advisory_xact_lock_shared({GATE}), {{columns}}
+    SELECT (SELECT count(*) FROM candidate), clock_timestamp(), pg_advisory_xact_lock_shared({gate.GATE}), {{columns}}
     FROM (SELECT) AS one
     LEFT JOIN (
         SELECT mailbox_thread.*
@@ -107,8 +122,8 @@ _DUE_LANES = """
         ) AS following
     )
 """
-_UNPAUSED_LANE = UNPAUSED.format(queue="lane.due_queue", agent="lane.due_agent")
-DUE_LANES = f"{_DUE_LANES} SELECT due_queue, due_agent FROM lane WHERE {_UNPAUSED_LANE}"
+_STARTABLE_LANE = STARTABLE.format(queue="lane.due_queue", agent="lane.due_agent")
+DUE_LANES = f"{_DUE_LANES} SELECT due_queue, due_agent FROM lane WHERE {_STARTABLE_LANE}"
 
 # How much is due on each queue, counted up to a number. In the order of an index: the first rows without one could be
 # looked for in the whole table.
@@ -123,7 +138,7 @@ DUE_QUEUES = f"""
             ORDER BY due_queue, due_agent LIMIT %(most)s
         ) AS due
     ) AS found
-    WHERE {_UNPAUSED_LANE}
+    WHERE {_STARTABLE_LANE}
     GROUP BY lane.due_queue ORDER BY lane.due_queue
 """
 
@@ -141,7 +156,7 @@ HAS_DUE = f"""
             ORDER BY due_queue, due_agent LIMIT 1
         ) AS following
     )
-    SELECT due_agent FROM lane WHERE {_UNPAUSED_LANE} LIMIT 1
+    SELECT due_agent FROM lane WHERE {_STARTABLE_LANE} LIMIT 1
 """
 
 
@@ -194,21 +209,21 @@ def are_due(*, queue: str, agents: Collection[str]) -> bool:
     if not agents:
         return False
     params = lanes(queue, Runnable.of(agents)) | {"width": 1, "without": []}
-    return bool(ask(f"{_CANDIDATES} SELECT id FROM candidate", params))
+    return bool(ask(f"{CANDIDATES} SELECT id FROM candidate", params))
 
 
 def has_due(queue: str) -> bool:
-    """Whether the queue has due work that is not paused, for whomever."""
+    """Whether the queue has due work that may start, for whomever."""
     return bool(ask(HAS_DUE, {"queue": queue}))
 
 
 def due_lanes() -> list[tuple[str, str]]:
-    """Every (queue, agent) that has due work and is not paused, whatever waits there."""
+    """Every (queue, agent) that has due work which may start, whatever waits there."""
     return [(queue, agent) for queue, agent in ask(DUE_LANES, {})]
 
 
 def due_queues(*, most: int) -> dict[str, int]:
-    """How many threads are due and not paused on each queue that has any, counted up to `most`."""
+    """How many threads are due and may start on each queue that has any, counted up to `most`."""
     return dict(ask(DUE_QUEUES, {"most": most}))
 
 

@@ -24,7 +24,7 @@ from mailbox_app.models import (
     loader,
     read,
 )
-from mailbox_app.operations import candidates, emit, freeze, reread
+from mailbox_app.operations import candidates, emit, freeze, permits, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
@@ -34,9 +34,12 @@ from mailbox_app.telemetry import observe
 # wider looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
 
-# What the heads of these threads are now, which need not be what their flags said; none where it is paused by now.
+# What the heads of these threads are now, which need not be what their flags said; none where it is paused by now. And
+# the limits that count them, the agent's first: mostly there are none.
 _HEADS = """
-    SELECT {columns}
+    SELECT {columns},
+        (SELECT id FROM mailbox_limit WHERE kind = 'agent' AND name = dispatch.agent),
+        (SELECT id FROM mailbox_limit WHERE kind = 'scope' AND name = run.scope)
     FROM unnest(%(threads)s::uuid[], %(open)s::uuid[]) AS thread (id, open_run_id)
     CROSS JOIN LATERAL (
         (
@@ -159,18 +162,24 @@ def _claim_some(
     """Lock due threads that nobody holds and claim their heads, in one transaction."""
     threads: list[Thread] = []
     claims: list[Claim] = []
+    exhausted: Collection[str] = ()
     try:
         with transaction.atomic():
             threads, waiting = candidates.lock(
                 queue=queue, runnable=runnable, limit=len(tokens), width=width, without=without
             )
             with Thread.objects.hold(threads):
-                _claim_heads(threads, claims, queue, runnable, worker, tokens)
+                exhausted = _claim_heads(threads, claims, queue, runnable, worker, tokens)
+            if exhausted:
+                held = [*without, *(thread.pk for thread in threads)]
+                permits.block(exhausted, queue=queue, runnable=runnable, without=held)
     except (OperationalError, InterfaceError, _Unclaimable):
         raise
     except Exception as error:  # what all of them wrote together was refused
         raise _Unclaimable(threads[0].pk if len(threads) == 1 else None, error) from error
     hints.tell(*threads)
+    if exhausted:
+        permits.unblock(exhausted)
     return threads, claims, waiting
 
 
@@ -181,8 +190,9 @@ def _claim_heads(
     runnable: Runnable,
     worker: str,
     tokens: Sequence[uuid.UUID],
-) -> None:
-    heads = _heads(threads) if threads else {}
+) -> Collection[str]:
+    """Claim the heads of locked threads; returns the scopes whose limit has kept any of them from starting."""
+    heads, limits = _heads(threads) if threads else ({}, {})
     ours = [
         thread
         for thread in threads
@@ -194,30 +204,47 @@ def _claim_heads(
     # A replay reads what its original had read.
     readers = [run for run in starting if run.replay_of_id is None]
     unread = freeze.unread_by(readers) if readers else {}
+    allowance = permits.Allowance(ours, limits)
     for thread, token in zip(ours, tokens, strict=False):
+        dispatch = heads[thread.pk]
+        allowed = allowance.admit(dispatch)
+        if allowed is None:
+            if thread.scope in allowance.exhausted:
+                thread.block_by_scope()
+            continue
         try:
-            claim = _claim_head(thread, heads[thread.pk], unread.get(thread.pk, []), worker, token)
+            claim = _claim_head(thread, dispatch, unread.get(thread.pk, []), worker, token, allowed)
         except (OperationalError, InterfaceError):
             raise
         except Exception as error:
             raise _Unclaimable(thread.pk, error) from error
         if claim is not None:
             claims.append(claim)
+    allowance.write()
+    return allowance.exhausted
 
 
-def _heads(threads: Sequence[Thread]) -> dict[uuid.UUID, Dispatch]:
-    """The threads' heads now, with their runs, by thread."""
+def _heads(threads: Sequence[Thread]) -> tuple[dict[uuid.UUID, Dispatch], dict[uuid.UUID, list[uuid.UUID]]]:
+    """The threads' heads now, with their runs, by thread; and the limits that count them, by dispatch."""
     sql = _HEADS.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
     params = {"threads": [thread.pk for thread in threads], "open": [thread.open_run_id for thread in threads]}
     heads: dict[uuid.UUID, Dispatch] = {}
-    for dispatch, *rest in read(Dispatch, sql, params):
+    limits: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for dispatch, *rest, of_agent, of_scope in read(Dispatch, sql, params):
         dispatch.run = loader(Run)(rest)
         heads[dispatch.thread_id] = dispatch
-    return heads
+        if of_agent or of_scope:
+            limits[dispatch.pk] = [limit for limit in (of_agent, of_scope) if limit is not None]
+    return heads, limits
 
 
 def _claim_head(
-    thread: Thread, dispatch: Dispatch, unread: Sequence[Message], worker: str, token: uuid.UUID
+    thread: Thread,
+    dispatch: Dispatch,
+    unread: Sequence[Message],
+    worker: str,
+    token: uuid.UUID,
+    permit_ids: Sequence[uuid.UUID],
 ) -> Claim | None:
     """Claim a thread's head; None if its run has nothing to read, and ends."""
     run = dispatch.run
@@ -257,6 +284,7 @@ def _claim_head(
         fence=thread.claim_count,
         unrunnable_since=None,
         version_key=version_key,
+        **permits.hold(thread, dispatch, permit_ids),
     )
     if move is START:
         thread.move(run, START, **started)

@@ -10,19 +10,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db import OperationalError, connection, transaction
+from django.db import transaction
 from django.db.models import Q
 
 from mailbox_app import hints
-from mailbox_app.errors import NotPaused, Retryable
+from mailbox_app.errors import NotPaused
 from mailbox_app.models import BlockedReason, Dispatch, Pause, PauseKind, Thread
-from mailbox_app.operations import candidates, emit, inputs
+from mailbox_app.operations import candidates, emit, gate, inputs
 from mailbox_app.telemetry import observe
-
-# How long to wait for claims that are under way; they take milliseconds, and new ones wait behind whoever waits here.
-_PATIENCE = "2s"
-# SQLSTATE of lock_not_available.
-_TIMED_OUT = "55P03"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ def pause(*, kind: str, name: str, note: str = "", by: str = "", scope: str | No
                     emit.of_thread(thread, emit.THREAD_PAUSED, by=by, note=note)
         else:
             # Who pauses holds the gate alone: nobody else inserts this row, and a locked one stays.
-            _close_gate()
+            gate.close()
             found = known.select_for_update().first()
             if found is None:
                 made.save(force_insert=True)
@@ -152,20 +147,6 @@ def _end(kind: PauseKind, name: str) -> Pause:
         raise NotPaused(f"{kind} {name} is not paused", kind=str(kind), name=name)
     Pause.objects.filter(pk=found.pk).delete()
     return found
-
-
-def _close_gate() -> None:
-    """Let no claim be under way from here to the commit: each has seen the pause, or is over before it."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, true)", [_PATIENCE])
-        before = cursor.fetchone()[0]
-        try:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [candidates.GATE])
-        except OperationalError as error:
-            if getattr(error.__cause__, "sqlstate", None) != _TIMED_OUT:
-                raise
-            raise Retryable(f"a claim has been under way for {_PATIENCE}; nothing was paused") from error
-        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [before])
 
 
 def _wake(kind: PauseKind, name: str) -> None:

@@ -19,7 +19,7 @@ from django.db import InterfaceError, OperationalError
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, AgentRegistration, Dispatch, Kind, Thread, ask
-from mailbox_app.operations import candidates, emit, ending
+from mailbox_app.operations import candidates, emit, ending, permits
 from mailbox_app.states import RECLAIM
 from mailbox_app.telemetry import observe
 
@@ -133,7 +133,7 @@ def _finish_cancelled_on(thread_id: uuid.UUID) -> int:
                 observe("run.cancel_ignored", level=logging.WARNING, **ids, worker=dispatch.claimed_by)
                 ending.cancel(thread, dispatch)
                 ended += 1
-    hints.tell(*threads)
+    permits.tell(*threads)
     return ended
 
 
@@ -167,7 +167,7 @@ def _reclaim_on(thread_id: uuid.UUID) -> int:
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="expired_lease_reclaimed")
     for thread in threads:
         observe("lease.expired", level=logging.WARNING, dispatch_id=dispatch_id, worker=worker)
-        hints.tell(thread)
+        permits.tell(thread)
     return len(threads)
 
 

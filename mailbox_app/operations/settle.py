@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, ending, enqueue, freeze, waits
+from mailbox_app.operations import append, emit, ending, enqueue, freeze, permits, waits
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -109,7 +108,7 @@ def suspend(claim: Claim, wait: Suspended) -> None:
             ending.cancel(thread, dispatch)
         else:
             _wait(thread, dispatch, wait)
-    hints.tell(thread)
+    permits.tell(thread)
 
 
 def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after: float | None = None) -> None:
@@ -149,7 +148,7 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
                 error={"code": code, "message": message},
                 retry_in_seconds=round(delay, 3),
             )
-    hints.tell(thread)
+    permits.tell(thread)
 
 
 def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> None:
@@ -161,7 +160,7 @@ def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> N
         # A failure uses an attempt, also the one that ends it.
         dispatch.attempt_count = min(dispatch.attempt_count + 1, dispatch.max_attempts)
         ending.bury(thread, dispatch, code=code, message=message, detail=detail)
-    hints.tell(thread)
+    permits.tell(thread)
 
 
 def stopped(claim: Claim) -> None:
@@ -171,7 +170,7 @@ def stopped(claim: Claim) -> None:
         if dispatch is None:
             return
         ending.cancel(thread, dispatch)
-    hints.tell(thread)
+    permits.tell(thread)
 
 
 def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
@@ -191,7 +190,7 @@ def hand_back(*, tokens: Collection[uuid.UUID]) -> int:
                 thread.move(dispatch, HAND_BACK, available_at=thread.locked_at, **UNCLAIMED)
                 thread.active_run_id = None
                 emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="handed_back")
-        hints.tell(thread)
+        permits.tell(thread)
     return settled
 
 
@@ -202,10 +201,10 @@ def backoff(failures: int) -> float:
 
 
 def _tell(thread: Thread, one: Finishing) -> None:
-    """Wake a worker for what has become due on the thread, unless its own looks for that very kind of work next."""
+    """Wake workers for what may start now, but not for what its own looks for next."""
     is_alike = (thread.due_queue, thread.due_agent, thread.due_version) == (one.claim.queue, one.claim.agent, "")
-    if not (one.looks_next and is_alike):
-        hints.tell(thread)
+    if thread.given_back or not (one.looks_next and is_alike):
+        permits.tell(thread)
 
 
 def _complete(thread: Thread, one: Finishing, held: Ending) -> Claim | None:

@@ -14,7 +14,7 @@ from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
 from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
 from mailbox_app.models import Boundary, Run, Thread
-from mailbox_app.operations import agents, append, emit, enqueue, inputs, interrupt, keys, limits, submission
+from mailbox_app.operations import agents, append, emit, enqueue, inputs, interrupt, keys, room, submission
 from mailbox_app.operations.submission import Submission
 from mailbox_app.states import RunStatus
 
@@ -128,7 +128,7 @@ def messages(
             keys.reserve([given])
             with Thread.objects.hold(_threads([given])) as (thread,):
                 if thread.open_run_id is None:
-                    limits.Room().take(thread)
+                    room.Room().take(thread)
                     queued = queue(given, thread)
                     posted = Posted(thread_id=thread.pk, run_id=queued.run.pk, message_ids=queued.message_ids)
                 else:
@@ -152,7 +152,7 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
                 queued: list[enqueue.Queued] = []
                 met: list[interrupt.Interruption | None] = []
-                room = limits.Room()
+                free = room.Room()
                 latest = functools.cache(agents.latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
@@ -160,7 +160,7 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
                         if one.if_active == "interrupt" and not thread.is_new:
                             made, interruption = _interrupt(one, thread, latest)
                         else:
-                            room.take(thread)
+                            free.take(thread)
                             made, interruption = queue(one, thread, latest_version=latest), None
                         queued.append(made)
                         met.append(interruption)

@@ -1,116 +1,160 @@
-"""A bounded mailbox: as many queued runs as are allowed, and not one more."""
+"""limits: set, changed and removed while things run; what it says, and what it refuses."""
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 
-from mailbox_app.errors import MailboxFull, Retryable
-from mailbox_app.models import Run
-from mailbox_app.operations import cancel, settle, submit
-from tests import make
+from mailbox_app.errors import InvalidInput, NotLimited
+from mailbox_app.models import Limit, Permit, Thread
+from mailbox_app.operations import limits, permits, settle
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def _bounded(settings: Any) -> None:
-    settings.MAILBOX = {**settings.MAILBOX, "max_queued_per_thread": 2}
+def numbers() -> tuple[int, int, int]:
+    """Permits: held, free, and retired ones among the held."""
+    held = Permit.objects.held()
+    return held.count(), Permit.objects.free().count(), held.filter(is_retired=True).count()
 
 
-def full() -> Any:
-    first = scene.post()
-    scene.post(thread_id=first.thread_id)
-    return first
+def put(most: int | None = 2, **given: Any) -> Limit:
+    return limits.put(**{"kind": "agent", "name": "echo", "most": most, "by": "ann", **given}).limit
 
 
-def test_one_more_than_is_allowed_is_refused_and_changes_nothing() -> None:
-    first = full()
-    with scene.nothing_changes():
-        with pytest.raises(MailboxFull) as refused:
-            scene.post(thread_id=first.thread_id)
-        with pytest.raises(MailboxFull):
-            submit.messages(scope=scene.SCOPE, thread_id=first.thread_id, messages=["more"], boundary="on_natural_end")
-    assert refused.value.facts == {"thread_id": first.thread_id, "max_queued": 2}
-    assert isinstance(refused.value, Retryable), "the same call may succeed later"
-    scene.post()  # another thread has room
+def test_a_new_limit_has_as_many_permits_as_it_allows_runs() -> None:
+    done = limits.put(kind="agent", name="echo", most=3, note="a slow provider", by="ann")
+    assert (done.created, numbers()) == (True, (0, 3, 0))
+    assert (done.limit.note, done.limit.set_by, done.limit.is_settling) == ("a slow provider", "ann", False)
 
 
-def test_a_run_that_starts_or_is_cancelled_makes_room() -> None:
-    first = full()
-    claim = scene.taken()
-    third = scene.post(thread_id=first.thread_id)
-    with pytest.raises(MailboxFull):
-        scene.post(thread_id=first.thread_id)
-    settle.nack(claim, code="transient", message="again")
-    with pytest.raises(MailboxFull):
-        scene.post(thread_id=first.thread_id)
-    cancel.run(scope=scene.SCOPE, run_id=third.run_id)
-    scene.post(thread_id=first.thread_id)
+def test_setting_it_again_replaces_it() -> None:
+    first = put(3, note="first")
+    done = limits.put(kind="agent", name="echo", starts=5, seconds=10, by="bob")
+    assert (done.created, done.limit.pk, numbers()) == (False, first.pk, (0, 0, 0))
+    assert (done.limit.most, done.limit.starts, done.limit.note, done.limit.set_by) == (None, 5, "", "bob")
 
 
-def test_the_open_run_s_next_attempt_takes_no_room() -> None:
-    claim = scene.posted_and_taken()
-    settle.nack(claim, code="transient", message="again")
-    scene.post(thread_id=claim.thread_id)
-    scene.post(thread_id=claim.thread_id)
-    with pytest.raises(MailboxFull):
-        scene.post(thread_id=claim.thread_id)
+def test_the_same_rate_keeps_its_bucket_and_another_begins_with_a_full_one() -> None:
+    put(None, starts=1, seconds=60)
+    scene.posted_and_taken()
+    assert put(None, starts=1, seconds=60).full_at is not None
+    assert put(None, starts=1, seconds=61).full_at is None
 
 
-def test_a_scheduled_run_takes_room() -> None:
-    first = scene.post(available_at=scene.database_now() + timedelta(hours=1))
-    scene.post(thread_id=first.thread_id)
-    with scene.nothing_changes(), pytest.raises(MailboxFull):
-        scene.post(thread_id=first.thread_id)
+def test_a_raised_limit_has_more_permits_at_once() -> None:
+    put(1)
+    scene.posted_and_taken()
+    put(3)
+    assert numbers() == (1, 2, 0)
 
 
-def test_what_is_said_to_an_open_run_takes_no_room() -> None:
-    claim = scene.posted_and_taken()
-    scene.post(thread_id=claim.thread_id)
-    scene.post(thread_id=claim.thread_id)
-    posted = submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["more"], boundary="next_step")
-    assert posted.run_id == claim.run_id
+def test_a_lowered_limit_lets_nothing_start_until_enough_have_ended() -> None:
+    put(3)
+    running = [scene.posted_and_taken() for _ in range(3)]
+    lowered = put(1)
+    assert (numbers(), lowered.is_settling) == ((3, 0, 2), True)
+    scene.post()
+    for one in running[:2]:
+        settle.complete(one)
+        limits.settle()
+    # Whichever were retired: one counts, or its place is free.
+    held, free, retired = numbers()
+    assert held - retired + free == 1
+    settle.complete(running[2])
+    limits.settle()
+    assert (numbers(), Limit.objects.get().is_settling) == ((0, 1, 0), False)
+    scene.taken()
 
 
-@pytest.mark.parametrize("new", [True, False])
-def test_a_batch_that_does_not_fit_is_refused_whole(new: bool) -> None:
-    thread = {"thread_key": "new"} if new else {"thread_id": scene.post().thread_id}
-    one = {"messages": ["hello"], "agent": "echo"}
-    room = 2 if new else 1
-    with scene.nothing_changes(), pytest.raises(MailboxFull):
-        submit.many(scope=scene.SCOPE, submissions=[one, *[{**one, **thread}] * (room + 1)])
-    assert len(submit.many(scope=scene.SCOPE, submissions=[one, *[{**one, **thread}] * room])) == room + 1
+def test_raising_it_again_counts_the_held_ones_that_were_to_go() -> None:
+    put(3)
+    for _ in range(3):
+        scene.posted_and_taken()
+    put(1)
+    assert numbers() == (3, 0, 2)
+    put(4)
+    assert numbers() == (3, 1, 0)
 
 
-def test_without_a_bound_nothing_is_counted(settings: Any) -> None:
-    first = make.run(scope=scene.SCOPE)
+@pytest.mark.parametrize(("kind", "name"), [("agent", "echo"), ("scope", scene.SCOPE)])
+def test_what_ran_before_it_counts_too(kind: str, name: str) -> None:
+    first, second = scene.posted_and_taken(), scene.posted_and_taken()
+    scene.post()
+    made = put(2, kind=kind, name=name)
+    assert (numbers(), made.is_settling) == ((0, 0, 0), True)
+    assert scene.take() is None
+    settle.complete(first)
+    limits.settle()
+    permits.unblock_some()
+    assert numbers() == (0, 1, 0)
+    scene.taken()
+    settle.complete(second)
+    limits.settle()
+    assert (numbers(), Limit.objects.get().is_settling) == ((1, 1, 0), False)
 
-    def statements() -> int:
-        with CaptureQueriesContext(connection) as sent:
-            scene.post(thread_id=first.thread_id)
-        return len(sent)
 
-    bounded = statements()
-    cancel.run(scope=scene.SCOPE, run_id=first.pk)
-    settings.MAILBOX = {**settings.MAILBOX, "max_queued_per_thread": 0}
-    assert statements() == bounded - 1
+def test_a_removed_limit_keeps_nothing_and_is_gone_when_its_last_permit_is_back() -> None:
+    put(1, kind="scope", name=scene.SCOPE)
+    running = scene.posted_and_taken()
+    waiting = scene.post()
+    scene.take()
+    was = limits.remove(kind="scope", name=scene.SCOPE, by="ann")
+    assert was.most == 1
+    assert list(Limit.objects.in_force()) == []
+    assert permits.release_some() == 1
+    assert scene.taken().run_id == waiting.run_id
+    settle.complete(running)
+    limits.settle()
+    assert (Limit.objects.count(), Permit.objects.count()) == (0, 0)
 
 
-def test_over_http_it_is_429_with_a_time_to_come_back_and_the_key_stays_unused() -> None:
-    api = make.api()
-    body = {"agent": "echo", "thread_key": "k", "messages": [{"content": "hello"}]}
-    assert [api.post("/runs", body).status_code for _ in range(2)] == [202, 202]
-    before = make.row_counts()
-    refused = api.post("/runs", body, idempotency_key="mine")
-    assert (refused.status_code, make.problem_of(refused)["code"]) == (429, "mailbox_full")
-    assert refused["Retry-After"] == "5"
-    assert make.problem_of(refused)["max_queued"] == 2
-    batch = api.post("/runs/batch", {"runs": [{**body, "thread_key": "other"}, body]})
-    assert (batch.status_code, make.problem_of(batch)["code"]) == (429, "mailbox_full")
-    assert make.row_counts() == before
-    cancel.run(scope=make.SCOPE, run_id=Run.objects.order_by("order")[0].pk)
-    assert api.post("/runs", body, idempotency_key="mine").status_code == 202
+def test_a_limit_set_anew_before_its_last_permit_is_back_counts_it() -> None:
+    put(2)
+    scene.posted_and_taken()
+    limits.remove(kind="agent", name="echo")
+    done = limits.put(kind="agent", name="echo", most=2)
+    assert (done.created, numbers()) == (True, (1, 1, 0))
+
+
+def test_removing_what_is_not_limited_is_refused() -> None:
+    with scene.nothing_changes(), pytest.raises(NotLimited):
+        limits.remove(kind="agent", name="echo")
+    put(2)
+    limits.remove(kind="agent", name="echo")
+    with scene.nothing_changes(), pytest.raises(NotLimited):
+        limits.remove(kind="agent", name="echo")
+
+
+def test_a_thread_that_nothing_keeps_names_no_limit() -> None:
+    put(1)
+    waiting = scene.post()
+    assert limits.of_thread(Thread.objects.get(pk=waiting.thread_id)) == []
+    scene.posted_and_taken()
+    assert limits.of_thread(Thread.objects.get(pk=waiting.thread_id)) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"kind": "queue"}, "kind"),
+        ({"name": " "}, "name"),
+        ({"most": None}, "most"),
+        ({"most": 0}, "most"),
+        ({"most": 1_001}, "most"),
+        ({"most": True}, "most"),
+        ({"most": "3"}, "most"),
+        ({"starts": 3}, "seconds"),
+        ({"seconds": 3}, "starts"),
+        ({"starts": 0, "seconds": 3}, "starts"),
+        ({"starts": 3, "seconds": 0.5}, "seconds"),
+        ({"starts": 3, "seconds": 86_401}, "seconds"),
+        ({"starts": 3, "seconds": 3, "kind": "scope"}, "starts"),
+        ({"note": "x" * 501}, "note"),
+        ({"by": "x" * 201}, "by"),
+    ],
+)
+def test_what_is_no_limit_is_refused(wrong: dict[str, Any], field: str) -> None:
+    with scene.nothing_changes(), pytest.raises(InvalidInput) as refused:
+        put(**{"most": 2, **wrong})
+    assert refused.value.errors[0]["field"] == field

@@ -15,7 +15,7 @@ from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
 from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, limits, missing, ownership, replay
+from mailbox_app.operations import candidates, claim, deliver, freeze, missing, ownership, permits, replay, room
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -68,6 +68,13 @@ FILL = """
     SELECT gen_random_uuid(), kind, 'agent-' || n, '', '', ''
     FROM unnest(ARRAY['agent', 'queue']) AS kind, generate_series(1, 10, 9) AS n;
 
+    INSERT INTO mailbox_limit (id, kind, name, most, is_settling, note, set_by)
+    SELECT id, 'scope', 'scope-' || id, 2, false, '', '' FROM mailbox_thread;
+    INSERT INTO mailbox_limit (id, kind, name, most, is_settling, note, set_by)
+    SELECT gen_random_uuid(), 'agent', 'agent-' || n, 2, false, '', '' FROM generate_series(1, 500) AS n;
+    INSERT INTO mailbox_permit (id, limit_id, is_retired)
+    SELECT gen_random_uuid(), id, false FROM mailbox_limit, generate_series(1, 2);
+
     INSERT INTO mailbox_journalentry (run_id, turn, verb, name, key, n, arguments_hash)
     SELECT id, 1, 'step', 'look-up', '', n, '' FROM mailbox_thread, generate_series(1, 2) AS n;
 """
@@ -82,7 +89,7 @@ def _filled(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
             cursor.execute("ANALYZE")
         yield
         with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE mailbox_thread, mailbox_pause CASCADE")
+            cursor.execute("TRUNCATE mailbox_thread, mailbox_pause, mailbox_limit CASCADE")
             cursor.execute("ANALYZE")
 
 
@@ -157,7 +164,7 @@ def test_a_claim_finds_head_and_run_by_index() -> None:
 
 def test_a_mailbox_s_queued_runs_are_counted_by_index_up_to_the_bound() -> None:
     params = {"thread": a_thread().pk, "open": None, "most": 20}
-    plan = explain(limits.QUEUED, params)
+    plan = explain(room.QUEUED, params)
     assert {"dispatch_head", "dispatch_waking"} & {node.get("Index Name") for node in plan}, plan
     assert "Limit" in {node["Node Type"] for node in plan}
 
@@ -211,6 +218,30 @@ def test_whether_a_queue_has_due_work_is_one_probe() -> None:
 def test_how_much_is_due_on_each_queue_is_counted_by_index() -> None:
     assert_uses("thread_due", (candidates.DUE_QUEUES, {"most": 8}), sorts=True)
     assert candidates.due_queues(most=8) == {"mailbox.default": 8}
+
+
+def test_what_limits_it_is_a_probe_of_each_limit_and_its_permits() -> None:
+    runnable = candidates.Runnable.of(["agent-0", "agent-1", "agent-2"])
+    params = {**candidates.lanes("mailbox.default", runnable), "limit": 1, "width": 8, "without": []}
+    for sql, given in (
+        (candidates.LOCK.replace("{columns}", "thread.id"), params),
+        (candidates.HAS_DUE, {"queue": "mailbox.default"}),
+        (candidates.DUE_LANES, {}),
+        (candidates.DUE_QUEUES, {"most": 8}),
+        (permits._FREE, {"limits": [uuid.uuid4()], "numbers": [2]}),
+        (permits._ROOM_OF_SCOPES, {"scopes": ["acme"], "limit": 100}),
+    ):
+        used = {node.get("Index Name") for node in explain(sql, given)}
+        assert "permit_of_limit" in used, (sql, used)
+        assert sql == permits._FREE or "limit_once" in used, (sql, used)
+    sql = claim._HEADS.replace("{columns}", "dispatch.*")
+    found = explain(sql, {"threads": [a_thread().pk], "open": [None]})
+    assert [node["Index Name"] for node in found if node.get("Relation Name") == "mailbox_limit"] == ["limit_once"] * 2
+
+
+def test_blocked_threads_are_found_by_scope_in_their_order() -> None:
+    assert_uses("thread_over_scope_limit", (permits._FIRST_BLOCKED, {"scope": "acme", "limit": 2}))
+    assert_uses("thread_over_scope_limit", (permits._SCOPES, {"after": "", "limit": 100}))
 
 
 def test_whether_it_is_paused_is_one_probe_of_an_index_of_few() -> None:

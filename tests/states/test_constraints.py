@@ -20,6 +20,7 @@ A = "'00000000-0000-7000-8000-00000000000a'"
 B = "'00000000-0000-7000-8000-00000000000b'"
 WHEN = "now()"
 CLAIM = f"claim_token = {A}, claimed_by = 'w', lease_until = {WHEN}"
+PLACE = f"blocked_reason = 'scope_limit', blocked_priority = 1, blocked_since = {WHEN}"
 FLAG = f"due_at = {WHEN}, due_priority = 1, due_queue = 'q', due_agent = 'a', due_version = ''"
 
 
@@ -116,6 +117,17 @@ def two_registrations() -> Any:
     return given.registration(worker="w", agent="b")
 
 
+def two_limits() -> Any:
+    given.limit(name="a")
+    return given.limit(name="b")
+
+
+def two_permits() -> Any:
+    limit = given.limit()
+    given.permit(limit=limit, dispatch_id=A.strip("'"))
+    return given.permit(limit=limit)
+
+
 def two_pauses() -> Any:
     given.pause(name="a")
     return given.pause(name="b")
@@ -148,6 +160,21 @@ CASES: dict[str, Case | list[Case]] = {
         ["key = 'k'"],
         ["key = NULL", "key = 'k', scope = 'other'", f"key = 'k', deleted_at = {WHEN}"],
     ),
+    "thread_blocked_place_iff_scope_limit": [
+        Case(
+            given.thread,
+            [
+                "blocked_reason = 'scope_limit'",
+                "blocked_reason = 'scope_limit', blocked_priority = 1",
+                f"blocked_reason = 'scope_limit', blocked_since = {WHEN}",
+                "blocked_priority = 1",
+                f"blocked_since = {WHEN}",
+                f"blocked_reason = 'paused', blocked_priority = 1, blocked_since = {WHEN}",
+                f"{PLACE}, active_run_id = {A}, open_run_id = {A}",
+            ],
+            [PLACE, f"{PLACE}, open_run_id = {A}", f"{PLACE}, wakes_at = {WHEN}"],
+        ),
+    ],
     "thread_due_flag_whole_or_absent": Case(
         given.thread,
         [
@@ -290,6 +317,14 @@ CASES: dict[str, Case | list[Case]] = {
             ["status = 'queued', claim_token = NULL, claimed_by = '', lease_until = NULL"],
         ),
     ],
+    "dispatch_permits_only_claimed": [
+        Case(
+            given.dispatch,
+            ["permit_ids = '[]'"],
+            ["permit_ids = NULL", f"status = 'claimed', {CLAIM}, permit_ids = '[]'"],
+        ),
+        Case(lambda: given.dispatch(status="acked"), ["permit_ids = '[]'"], ["permit_ids = NULL"]),
+    ],
     "dispatch_queued_carries_no_result": Case(
         given.dispatch,
         ["run_status = 'done'", "termination = '{}'", "response = 'null'", "error = '{}'"],
@@ -401,6 +436,26 @@ CASES: dict[str, Case | list[Case]] = {
         given.pause, ["scope = 'acme'", "kind = 'thread'"], ["kind = 'thread', scope = 'acme'"]
     ),
     "pause_once": Case(two_pauses, ["name = 'a'"], ["name = 'a', kind = 'queue'"]),
+    # limits
+    "limit_name_not_blank": blank(given.limit, "name"),
+    "limit_kind_known": Case(given.limit, ["kind = 'queue'"], ["kind = 'scope'"]),
+    "limit_numbers_in_range": Case(
+        given.limit,
+        ["most = 0", "most = 1001", *(f"starts = {starts}, seconds = 1" for starts in (0, 100_001))]
+        + [f"starts = 1, seconds = {seconds}" for seconds in (0, 0.9, 86_401)],
+        ["most = NULL", "most = 1000", "starts = 1, seconds = 1", "starts = 100000, seconds = 86400"],
+    ),
+    "limit_rate_whole_or_absent": Case(given.limit, ["starts = 1", "seconds = 1"], ["starts = 1, seconds = 1"]),
+    "limit_rate_only_of_agent": Case(
+        lambda: given.limit(starts=1, seconds=1), ["kind = 'scope'"], ["kind = 'scope', starts = NULL, seconds = NULL"]
+    ),
+    "limit_bucket_only_with_rate": Case(
+        given.limit, [f"full_at = {WHEN}"], [f"full_at = {WHEN}, starts = 1, seconds = 1"]
+    ),
+    "limit_once": Case(two_limits, ["name = 'a'"], ["name = 'a', kind = 'scope'"]),
+    "permit_once_per_dispatch": Case(
+        two_permits, [f"dispatch_id = {A}"], ["dispatch_id = NULL", f"dispatch_id = {B}"]
+    ),
     # API
     "idempotency_key_names_not_blank": blank(given.idempotency_key, "scope", "key"),
     "idempotency_key_unique_in_scope": Case(two_idempotency_keys, ["key = 'k'"], ["key = 'k', scope = 'other'"]),
