@@ -142,7 +142,7 @@ _LEFT_OUT = {(Process.THREADS, "claimed"), (Process.THREADS, "in-step"), (Proces
 
 
 def in_round(cell: Cell) -> bool:
-    """Whether a round of the suite takes it: each signal to each process, and each of its points by one, but for a few."""
+    """Whether a round of the suite takes it: each signal to each process, at most of its points one each."""
     if (cell.process, cell.point.name) in _LEFT_OUT:
         return False
     points = POINTS[cell.process]
