@@ -20,18 +20,20 @@ SUITES = {
     "machine": ["tests/proof/test_machine.py"],
     "operations": ["tests/operations"],
     "races": ["tests/races"],
+    "kills": ["tests/chaos/test_kills.py"],
 }
-OPERATIONS, MODELS = "mailbox_app/operations", "mailbox_app/models"
+OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """Texts to replace in one file, or the name of an index that the test database is to lack."""
+    """Texts to replace in one file, or the name of an index that the test database is to lack; who is to notice."""
 
     name: str
     path: str = ""
     changes: tuple[tuple[str, str], ...] = ()
     index: str = ""
+    suites: tuple[str, ...] = ("machine", "operations", "races")
 
 
 MUTATIONS = (
@@ -70,6 +72,31 @@ MUTATIONS = (
         "the second look of a sweep",
         f"{OPERATIONS}/recover.py",
         (("Dispatch.objects.filter(thread=thread).expired()", "Dispatch.objects.filter(thread=thread).claimed()"),),
+    ),
+    # What only a connection that is cut, or a process that is ended, asks for.
+    Mutation(
+        "the hand-back of a claim that was not answered",
+        f"{EXECUTION}/executor.py",
+        (("        settle.hand_back(tokens=tokens)\n        raise\n", "        raise\n"),),
+        suites=("kills",),
+    ),
+    Mutation(
+        "the look of a settle for its own end",
+        f"{OPERATIONS}/settle.py",
+        (("if dispatch is None and has_ended(", "if False and has_ended("),),
+        suites=("kills",),
+    ),
+    Mutation(
+        "the look for a record that was not answered",
+        f"{EXECUTION}/journal.py",
+        (("self._records, self._must_look = None, True", "pass"),),
+        suites=("kills",),
+    ),
+    Mutation(
+        "the count of lost leases",
+        f"{OPERATIONS}/recover.py",
+        (("            dispatch.lost_count += 1\n", ""),),
+        suites=("operations", "kills"),
     ),
     *(
         Mutation(f"the index {name}", index=name)
@@ -130,8 +157,8 @@ def _tried(mutation: Mutation) -> Iterator[tuple[str, str]]:
             ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".mailbox")
         )
         _mutate(tree, mutation)
-        for suite, paths in SUITES.items():
-            yield suite, _said(tree, paths)
+        for suite in mutation.suites:
+            yield suite, _said(tree, SUITES[suite])
 
 
 def _mutate(tree: Path, mutation: Mutation) -> None:
