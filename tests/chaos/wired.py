@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
@@ -162,11 +163,11 @@ def _without_turns(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @contextmanager
 def staged(folder: Path, unblocked: Callable[[], AbstractContextManager[Any]]) -> Iterator[Stage]:
     """A stage for a module's tests."""
-    with temporary_servers() as servers:
+    with pytest.MonkeyPatch.context() as patch, temporary_servers() as servers:
+        # Also for the processes that are the stage's own.
+        patch.setenv("MAILBOX_EXTRA_APPS", "mailbox_app.devtools.workloads")
         wires = {kind: Wire(servers.postgres.url) for kind in WIRES}
         environment = {**servers.environment, "DATABASE_URL": wires["web"].url}
-        environment["MAILBOX_EXTRA_APPS"] = "mailbox_app.devtools.workloads"
-        os.environ["MAILBOX_EXTRA_APPS"] = environment["MAILBOX_EXTRA_APPS"]
         with StackProcess(*WITHOUT, settings=SETTINGS, environment=environment) as stack:
             stage = Stage(stack, folder, wires, unblocked)
             try:
