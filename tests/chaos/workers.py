@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Worker:
     """`celery worker` on the stack's database and broker; ready inside the block, gone after it."""
 
+    # What it says when it is.
+    READY = " ready."
+
     def __init__(
         self,
         live: Live,
@@ -65,7 +68,7 @@ class Worker:
         with self.log.open("wb") as output:
             self.process = spawn(self._command, env=self._environment, cwd=ROOT, output=output)
         try:
-            self.wait_output(" ready.", 60)
+            self.wait_output(self.READY, 60)
         except BaseException:
             end(self.process)
             raise

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MACHINE = "tests/proof/test_machine.py"
 BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
-OPERATIONS, MODELS = "mailbox_app/operations", "mailbox_app/models"
+OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
+KILLS = "tests/chaos/test_kills.py"
 # A test that waits for a lock nobody gives back, the first one's making of the database included; a file without end.
 TEST_SECONDS, FILE_SECONDS = 180, 900
 # Of a test's name: some say all of a row.
@@ -126,6 +127,31 @@ MUTATIONS = (
         f"{OPERATIONS}/recover.py",
         (("Dispatch.objects.filter(thread=thread).expired()", "Dispatch.objects.filter(thread=thread).claimed()"),),
         noticed_by=("tests/races/test_leases.py", "tests/operations/test_recover.py"),
+    ),
+    # What only a connection that is cut, or a process that is ended, asks for.
+    Mutation(
+        "the hand-back of a claim that was not answered",
+        f"{EXECUTION}/executor.py",
+        (("        settle.hand_back(tokens=tokens)\n        raise\n", "        raise\n"),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the look of a settle for its own end",
+        f"{OPERATIONS}/settle.py",
+        (("if dispatch is None and has_ended(", "if False and has_ended("),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the look for a record that was not answered",
+        f"{EXECUTION}/journal.py",
+        (("self._records, self._must_look = None, True", "pass"),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the count of lost leases",
+        f"{OPERATIONS}/recover.py",
+        (("            dispatch.lost_count += 1\n", ""),),
+        noticed_by=("tests/operations/test_recover.py", KILLS),
     ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),
