@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import gauges, metrics
 from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
+from mailbox_app.operations import limits
 from tests import given, make
+from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 URL = "/metrics"
@@ -132,6 +134,33 @@ def test_the_oldest_due_work_of_a_queue_is_found_whatever_its_agent_and_priority
     assert set(found) == {"fast", "slow"}
     assert 300 <= found["fast"] < 360
     assert 3600 <= found["slow"] < 3660
+
+
+def test_permits_of_each_limit_are_shown_held_and_free() -> None:
+    limits.put(kind="agent", name="echo", most=3)
+    limits.put(kind="scope", name="acme", most=1)
+    limits.put(kind="agent", name="rated", starts=1, seconds=1)
+    scene.posted_and_taken(scope="acme")
+    limits.put(kind="agent", name="echo", most=2)
+    assert {key[1:]: value for key, value in scraped().items() if key[0] == "mailbox_limit_permits"} == {
+        ("agent", "echo", "held"): 1,
+        ("agent", "echo", "free"): 1,
+        ("scope", "acme", "held"): 1,
+        ("scope", "acme", "free"): 0,
+    }
+
+
+def test_no_more_limits_are_shown_than_a_scrape_can_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> list[str]:
+        return [key[2] for key in scraped() if key[0] == "mailbox_limit_permits" and key[3] == "free"]
+
+    for name in ("d", "b", "a", "c"):
+        limits.put(kind="scope", name=name, most=2)
+    assert shown() == ["a", "b", "c", "d"]
+    monkeypatch.setattr(gauges, "_MOST_LIMITS", 3)
+    assert shown() == ["a", "b", "c"]
+    monkeypatch.setattr(gauges, "_MOST_COUNTED", 5)
+    assert shown() == ["a", "b"]
 
 
 def test_dead_letters_are_shown_until_somebody_deals_with_them() -> None:
