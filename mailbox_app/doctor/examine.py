@@ -3,12 +3,12 @@
 import uuid
 from collections.abc import Callable, Sequence
 
-from mailbox_app.doctor import flags, history, late, running, schema, server, standing, walk
+from mailbox_app.doctor import flags, history, late, permits, running, schema, server, standing, walk
 from mailbox_app.doctor.findings import Check, Report
 
-LOOKS: tuple[walk.Look, ...] = (*standing.LOOKS, *history.LOOKS, *late.LOOKS)
+LOOKS: tuple[walk.Look, ...] = (*standing.LOOKS, *history.LOOKS, *late.LOOKS, *permits.LOOKS)
 # In the order in which they are looked for. The system checks have a list of their own.
-CHECKS: tuple[Check, ...] = (*schema.CHECKS, *LOOKS, *flags.CHECKS, *running.CHECKS, *server.CHECKS)
+CHECKS: tuple[Check, ...] = (*schema.CHECKS, *LOOKS, *flags.CHECKS, *permits.CHECKS, *running.CHECKS, *server.CHECKS)
 
 _COUNTED = """
     SELECT (SELECT count(*) FROM mailbox_run WHERE thread_id = ANY(%(threads)s::uuid[])) AS runs,
@@ -34,6 +34,7 @@ def everything(*, fix: bool = False, web_processes: int = 1, progress: Progress 
     if fix:
         running.fix(alive)
     report.add(alive)
+    report.add(permits.look(fix=fix))
     threads(report, fix=fix, progress=progress)
     return report
 

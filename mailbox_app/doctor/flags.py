@@ -50,7 +50,8 @@ _SUSPECTS = """
             bool_or(
                 is_next AND available_at = t.due_at AND priority = t.due_priority AND queue = t.due_queue
                 AND agent = t.due_agent AND version_key = t.due_version AND available_at <= statement_timestamp()
-            ) AS is_named
+            ) AS is_named,
+            bool_or(is_next AND available_at <= statement_timestamp()) AS is_due
         FROM (
             SELECT *, t.open_run_id IS NULL OR run_id = t.open_run_id AS is_next
             FROM mailbox_dispatch WHERE thread_id = t.id AND status = 'queued'
@@ -61,6 +62,7 @@ _SUSPECTS = """
             THEN t.due_at IS NULL AND t.wakes_at IS NULL AND t.blocked_reason = ''
         WHEN t.due_at IS NOT NULL THEN q.is_named AND t.blocked_reason = ''
             AND (t.wakes_at <= statement_timestamp() OR t.wakes_at IS NOT DISTINCT FROM q.next_at)
+        WHEN t.blocked_reason = 'scope_limit' THEN q.is_due
         WHEN t.wakes_at IS NOT NULL THEN q.first_at = t.wakes_at AND t.blocked_reason = ''
         WHEN q.queued > 0 THEN FALSE
         WHEN t.open_run_id IS NOT NULL AND q.anybodys > 0 THEN t.blocked_reason = 'open_run'

@@ -6,6 +6,8 @@ many permits fewer are there to be taken.
 
 import functools
 import logging
+import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +98,11 @@ def settle() -> None:
             if limit is not None:
                 _fit(limit)
                 transaction.on_commit(functools.partial(permits.let_start, limit.kind, limit.name), robust=True)
+
+
+def refit(ids: Collection[uuid.UUID]) -> None:
+    """Have the next tick look at these limits, though nothing seems left to be done for them."""
+    Limit.objects.filter(pk__in=ids).update(is_settling=True)
 
 
 def of_dispatch(dispatch: Dispatch) -> list[Limit]:

@@ -11,6 +11,7 @@ Should it end before it has looked, the due tick does.
 """
 
 import functools
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +24,7 @@ from mailbox_app.conf import conf
 from mailbox_app.models import Dispatch, Limit, LimitKind, Permit, Thread, ask
 from mailbox_app.operations import candidates
 from mailbox_app.operations.candidates import Runnable
+from mailbox_app.telemetry import observe
 
 # Of each limit, so many permits that nobody else takes or gives back just now.
 _FREE = """
@@ -87,6 +89,23 @@ _SCOPES = f"""
         WHERE nth < %(limit)s
     )
     SELECT asked.scope, {_ROOM} FROM asked
+"""
+
+# Permits that nobody gives back any more. There must be none: whatever ends a claim does.
+LOST = """
+    SELECT permit.id AS permit_id, bound.kind, bound.name, permit.dispatch_id,
+        coalesce(dispatch.status, 'gone') AS status
+    FROM mailbox_permit AS permit JOIN mailbox_limit AS bound ON bound.id = permit.limit_id
+    LEFT JOIN mailbox_dispatch AS dispatch ON dispatch.id = permit.dispatch_id
+    WHERE permit.dispatch_id IS NOT NULL
+        AND (dispatch.status = 'claimed' AND dispatch.permit_ids @> to_jsonb(permit.id::text)) IS NOT TRUE
+    ORDER BY permit.id
+"""
+# Only as they were found: one that has come back meanwhile may have been taken again.
+_RECOVER = f"""
+    UPDATE mailbox_permit AS kept SET dispatch_id = NULL
+    FROM ({LOST}) AS lost WHERE kept.id = lost.permit_id AND kept.dispatch_id = lost.dispatch_id
+    RETURNING kept.id
 """
 
 _FIRST_BLOCKED = """
@@ -209,6 +228,14 @@ def unblock_some() -> int:
 def release_some() -> int:
     """Make due blocked threads whose scope is limited no more, a batch of each; returns how many."""
     return sum(_unblock(scope, conf.batch_size) for scope, room in _look("unlimited") if room is None)
+
+
+def recover() -> int:
+    """Free permits that are held by what executes no more; returns how many. There must be none: a find is told."""
+    found = ask(_RECOVER, {})
+    for (permit_id,) in found:
+        observe("permit.recovered", level=logging.ERROR, permit_id=permit_id)
+    return len(found)
 
 
 def refill() -> None:

@@ -3,6 +3,7 @@
 Where the database would refuse it, the constraint is dropped first, in a transaction that is rolled back.
 """
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,8 +16,8 @@ from django.db.models import CheckConstraint, Model, UniqueConstraint
 
 from mailbox_app.doctor import examine, flags, running, schema
 from mailbox_app.doctor.findings import MOST_TOLD, Finding, Report
-from mailbox_app.models import JournalEntry, Message, Run, Thread, Ticket
-from mailbox_app.operations import replay, settle, submit, threads
+from mailbox_app.models import JournalEntry, Message, Permit, Run, Thread, Ticket
+from mailbox_app.operations import limits, replay, settle, submit, threads
 from mailbox_app.operations.ownership import Claim
 from tests import given
 from tests.operations import scene
@@ -102,6 +103,20 @@ def sending() -> Claim:
 
 def scheduled() -> Any:
     return scene.post(available_at=scene.database_now() + timedelta(hours=1))
+
+
+def limited() -> Any:
+    limits.put(kind="agent", name="echo", most=1)
+    return scene.posted_and_taken()
+
+
+def blocked() -> Any:
+    """A thread that the limit of its scope keeps: nothing of it may run."""
+    limits.put(kind="scope", name=scene.SCOPE, most=1)
+    Permit.objects.update(dispatch_id=uuid.uuid4())
+    posted = scene.post()
+    assert scene.take() is None
+    return posted
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,8 @@ DAMAGES = [
     Damage("lease_overdue", scene.posted_and_taken, DISPATCH.format("lease_until = now() - '1 h'::interval"), D),
     Damage("wake_overdue", scheduled, THREAD.format("wakes_at = now() - '1 h'::interval"), T),
     Damage("wait_overdue", waiting, RUN.format("wait_until = now() - '1 h'::interval")),
+    Damage("permit_not_its_own", limited, "UPDATE mailbox_permit SET dispatch_id = NULL", ("thread_id", "dispatch_id")),
+    Damage("permit_not_its_own", limited, "DELETE FROM mailbox_permit", ("thread_id", "dispatch_id")),
     Damage(
         "delivery_overdue",
         sending,
@@ -221,6 +238,13 @@ DAMAGES = [
     Damage("flag_wrong", scene.post, DISPATCH.format("available_at = now() + '1 h'::interval"), T),
     Damage("flag_wrong", scheduled, THREAD.format("wakes_at = now() + '2 h'::interval"), T),
     Damage("flag_wrong", done, THREAD.format("blocked_reason = 'open_run'"), T),
+    Damage(
+        "flag_wrong",
+        done,
+        THREAD.format("blocked_reason = 'scope_limit', blocked_priority = 1, blocked_since = now()"),
+        T,
+    ),
+    Damage("flag_wrong", blocked, DISPATCH.format("available_at = now() + '1 h'::interval"), T),
     Damage("flag_wrong", done, THREAD.format("wakes_at = now() + '2 h'::interval"), T),
     Damage("flag_wrong", deleted, THREAD.format("wakes_at = now() + '2 h'::interval"), T),
     Damage("flag_wrong", scene.posted_and_taken, THREAD.format("wakes_at = now() + '2 h'::interval"), T),
@@ -384,5 +408,5 @@ def test_a_deleted_threads_flag_is_told_and_left() -> None:
 def test_every_code_has_a_test() -> None:
     tested = {damage.code for damage in DAMAGES} | {check.code for check in schema.CHECKS}
     elsewhere = {check.code for check in examine.CHECKS} - tested
-    assert elsewhere == {check.code for check in (*running.CHECKS, *examine.server.CHECKS)}
+    assert elsewhere == {check.code for check in (*running.CHECKS, *examine.server.CHECKS, *examine.permits.CHECKS)}
     assert Message.objects.count() == Run.objects.count() == 0

@@ -93,5 +93,5 @@ def a_million(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
             cursor.execute("VACUUM (ANALYZE)")
         yield
         with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE mailbox_thread CASCADE")
+            cursor.execute("TRUNCATE mailbox_thread, mailbox_limit CASCADE")
             cursor.execute("ANALYZE")

@@ -1,7 +1,8 @@
 """What the queue reads of its tables does not grow with them: pages of PostgreSQL, counted, whatever waits or is over.
 
 Beside a million finished dispatches: 100,000 due threads of agents nobody runs, 100,000 threads scheduled for later,
-100,000 dispatches behind one busy thread. Each look is counted twice: with the statistics from before these rows came,
+100,000 dispatches behind one busy thread, 100,000 threads that the limit of their scope has blocked. Each look is
+counted twice: with the statistics from before these rows came,
 and with those of now.
 """
 
@@ -16,8 +17,20 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from mailbox_app.models import Dispatch, Thread
-from mailbox_app.operations import claim, deliver, missing, prune, recover, settle, submit, tick
+from mailbox_app.models import Dispatch, Permit, Thread
+from mailbox_app.operations import (
+    candidates,
+    claim,
+    deliver,
+    limits,
+    missing,
+    permits,
+    prune,
+    recover,
+    settle,
+    submit,
+    tick,
+)
 from mailbox_app.operations.settle import Finishing
 from tests.operations import scene
 
@@ -47,21 +60,34 @@ FILL = """
             ELSE interval '0' END AS at
     FROM generate_series(1, 200000) AS n
     UNION ALL SELECT n, pg_temp.big_id(1, 300000), pg_temp.big_id(2, n), 'echo', now() - interval '1 hour'
-    FROM generate_series(200001, 300000) AS n;
+    FROM generate_series(200001, 300000) AS n
+    UNION ALL SELECT n, pg_temp.big_id(1, n), pg_temp.big_id(2, n), 'echo',
+        now() - interval '40 days' + n * interval '1 second'
+    FROM generate_series(300001, 400000) AS n;
+
+    INSERT INTO mailbox_limit (id, kind, name, most, is_settling, note, set_by)
+    SELECT pg_temp.big_id(3, n), 'scope', 'scope ' || n, 2, false, '', '' FROM generate_series(1, 1000) AS n
+    UNION ALL SELECT pg_temp.big_id(3, 2000), 'scope', 'crowd', 2, false, '', '';
+    INSERT INTO mailbox_permit (id, limit_id, is_retired, dispatch_id)
+    SELECT gen_random_uuid(), id, false, CASE WHEN name = 'crowd' THEN gen_random_uuid() END
+    FROM mailbox_limit, generate_series(1, 2);
 
     INSERT INTO mailbox_thread (id, scope, title, metadata, epoch, last_seq, last_cursor, pruned_cursor, next_order,
         claim_count, pending_revision, active_run_id, open_run_id, due_at, due_priority, due_queue, due_agent,
-        due_version, wakes_at, blocked_reason)
-    SELECT DISTINCT ON (thread_id) thread_id, 'big', '', '{}', 0, 0, 0, 0, 300001, 0, 1,
-        CASE WHEN n > 200000 THEN id END, CASE WHEN n > 200000 THEN id END,
+        due_version, wakes_at, blocked_reason, blocked_priority, blocked_since)
+    SELECT DISTINCT ON (thread_id) thread_id, pg_temp.big_scope(n), '', '{}', 0, 0, 0, 0, 300001, 0, 1,
+        CASE WHEN n BETWEEN 200001 AND 300000 THEN id END, CASE WHEN n BETWEEN 200001 AND 300000 THEN id END,
         CASE WHEN n <= 100000 THEN at END, CASE WHEN n <= 100000 THEN 0 END,
         CASE WHEN n <= 100000 THEN 'mailbox.default' END, CASE WHEN n <= 100000 THEN agent END,
-        CASE WHEN n <= 100000 THEN '' END, CASE WHEN n BETWEEN 100001 AND 200000 THEN at END, ''
+        CASE WHEN n <= 100000 THEN '' END, CASE WHEN n BETWEEN 100001 AND 200000 THEN at END,
+        CASE WHEN n > 300000 THEN 'scope_limit' ELSE '' END, CASE WHEN n > 300000 THEN 0 END,
+        CASE WHEN n > 300000 THEN at END
     FROM added ORDER BY thread_id, n;
 
     INSERT INTO mailbox_run (id, scope, thread_id, agent, code_version, config_version, status, turn, "order", input,
         output, activation, state, resumes, steps, input_tokens, output_tokens, started_at)
-    SELECT id, 'big', thread_id, agent, '', '', CASE WHEN n = 200001 THEN 'running' ELSE 'created' END, 1, n, '{}',
+    SELECT id, pg_temp.big_scope(n), thread_id, agent, '', '',
+        CASE WHEN n = 200001 THEN 'running' ELSE 'created' END, 1, n, '{}',
         '{}', '{}', '{}', '[]', 0, 0, 0, CASE WHEN n = 200001 THEN now() END
     FROM added;
 
@@ -77,18 +103,21 @@ FILL = """
 
     INSERT INTO mailbox_message (id, scope, thread_id, run_id, state, position, revision, held, retract_reason,
         read_turn, read_at, visibility, role, content, metadata, sender, boundary, granularity, barrier, fallback)
-    SELECT id, 'big', thread_id, id, 'pending', n, 1, false, '', NULL, '', 'public', 'user', '"hello"', '{}', '',
-        'new_run', 'batch', false, ''
+    SELECT id, pg_temp.big_scope(n), thread_id, id, 'pending', n, 1, false, '', NULL, '', 'public', 'user', '"hello"',
+        '{}', '', 'new_run', 'batch', false, ''
     FROM added WHERE n <> 200001;
 """
-ID = """
+NAMES = """
     CREATE OR REPLACE FUNCTION pg_temp.big_id(kind int, n int) RETURNS uuid LANGUAGE sql AS $$
         SELECT ('0000000' || kind || '-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid
-    $$
+    $$;
+    CREATE OR REPLACE FUNCTION pg_temp.big_scope(n int) RETURNS text LANGUAGE sql AS $$
+        SELECT CASE WHEN n > 300000 THEN 'crowd' ELSE 'big' END
+    $$;
 """
 BUSY = uuid.UUID("00000001-0000-7000-8000-000000300000")
 
-pytestmark = [pytest.mark.slow, pytest.mark.django_db, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.django_db, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=["statistics of before", "statistics of now"], autouse=True)
@@ -97,7 +126,7 @@ def _backlogs(request: pytest.FixtureRequest, a_million: None, django_db_blocker
         if request.param == "statistics of now":
             cursor.execute("ANALYZE")
             return
-        cursor.execute(ID)
+        cursor.execute(NAMES)
         with transaction.atomic():
             cursor.execute(FILL)
 
@@ -184,10 +213,54 @@ def test_the_busy_thread_ends_its_run_and_begins_the_next() -> None:
     assert (following.thread_id, pages.count < 2_000) == (BUSY, True)
 
 
+@pytest.fixture
+def _reached() -> None:
+    """The agents of the 100,000 due threads are limited, and nothing more of them may start."""
+    for name in ("gone-0", "gone-1"):
+        limits.put(kind="agent", name=name, most=1)
+    Permit.objects.filter(limit__kind="agent").update(dispatch_id=uuid.uuid4())
+
+
+@pytest.mark.usefixtures("_reached")
+def test_a_claim_beside_all_that_limits_keep() -> None:
+    agents = ("echo", "gone-0", "gone-1")
+    with counted() as pages:
+        assert scene.take(agents=agents) is None
+    assert pages.count < 200
+    scene.post(priority=200)
+    with counted() as pages:
+        assert scene.taken(agents=agents).agent == "echo"
+    assert pages.count < 400
+    with counted() as pages:
+        assert not candidates.has_due(scene.QUEUE)
+        assert "gone-0" not in {agent for _, agent in candidates.due_lanes()}
+    assert pages.count < 400
+
+
+def test_a_claim_that_is_the_first_to_meet_a_reached_limit() -> None:
+    limits.put(kind="scope", name="big", most=1)
+    Permit.objects.filter(limit__name="big").update(dispatch_id=uuid.uuid4())
+    with counted() as pages:
+        assert scene.take(agents=("gone-0", "gone-1")) is None
+    assert Thread.objects.filter(scope="big", blocked_reason="scope_limit").count() == 513
+    assert pages.count < 513 * 60
+
+
+def test_a_permit_that_comes_back_makes_one_of_them_due() -> None:
+    Permit.objects.filter(pk__in=Permit.objects.filter(limit__name="crowd").values("pk")[:1]).update(dispatch_id=None)
+    with counted() as pages:
+        assert permits.unblock(["crowd"]) == 1
+    assert pages.count < 400
+    with counted() as pages:
+        assert scene.taken().scope == "crowd"
+    assert pages.count < 400
+
+
 PASSES: dict[str, Callable[[], object]] = {
     one.__module__.rpartition(".")[2] + "." + one.__name__: one
     for one in (
         *(tick.promote, tick.expire_waits),
+        *(permits.release_some, permits.unblock_some, permits.refill, limits.settle),
         *(recover.reclaim, recover.repair, recover.signal, deliver.batch, missing.note, missing.expire),
         prune.batch,
     )
