@@ -57,6 +57,7 @@ class LimitAdmin(ActingAdmin, AddOnlyAdmin):
     form = LimitForm
     acts = (REMOVE,)
     list_display = ("kind", "name", "bounds", "permits_held", "note", "set_by", "set_at", "settling")
+    list_display_links = ("kind", "name")
     list_filter = ("kind",)
     given = ("kind", "name", "most", ("starts", "seconds"), "note")
     advice = (

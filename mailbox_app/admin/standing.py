@@ -119,7 +119,7 @@ def kept(reached: Sequence[Limit]) -> SafeString:
             (
                 render.link(Limit, one.pk, f"{one.kind} {render.cell(one.name)}"),
                 one.bounds,
-                "" if one.most is None else f" ({one.held} now)",  # type: ignore[attr-defined]
+                "" if one.most is None else f" ({one.held} held)",  # type: ignore[attr-defined]
                 f": {render.cell(one.note)}" if one.note else "",
             )
             for one in reached

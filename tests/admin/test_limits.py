@@ -110,7 +110,7 @@ def test_pages_of_run_dispatch_and_thread_name_the_limit_that_keeps_them(admin_c
     limit = limits.put(kind=kind, name=NAMES[kind], most=1, note="<b>why</b>").limit
     running, waiting = scene.posted_and_taken(), scene.post()
     assert scene.take() is None
-    says = f"Kept by the limit of {kind} {NAMES[kind]}: 1 at once (1 now): &lt;b&gt;why&lt;/b&gt;"
+    says = f"Kept by the limit of {kind} {NAMES[kind]}: 1 at once (1 held): &lt;b&gt;why&lt;/b&gt;"
     of = [
         model.objects.get(pk=pk)
         for model, pk in (

@@ -23,15 +23,15 @@ def since(name: str) -> str:
 
 def test_it_sets_lists_replaces_and_removes() -> None:
     [first] = command("agent", "echo", "--most", "1", "--note", "a slow provider", "--by", "ann")
-    assert first == f"agent echo: 1 at once (0 now), set {since('echo')} by ann: a slow provider"
+    assert first == f"agent echo: 1 at once (0 held), set {since('echo')} by ann: a slow provider"
     [second] = command("scope", "another", "--most", "4", "--by", "bob")
-    assert second == f"scope another: 4 at once (0 now), set {since('another')} by bob"
+    assert second == f"scope another: 4 at once (0 held), set {since('another')} by bob"
     running, waiting = scene.posted_and_taken(), scene.post()
     assert running.run_id != waiting.run_id
     assert scene.take() is None
-    assert command() == [first.replace("0 now", "1 now"), second]
+    assert command() == [first.replace("0 held", "1 held"), second]
     [again] = command("agent", "echo", "--most", "3", "--starts", "600", "--seconds", "60", "--by", "ann")
-    assert again == f"agent echo: 3 at once, 600 starts in 60 s (1 now), set {since('echo')} by ann"
+    assert again == f"agent echo: 3 at once, 600 starts in 60 s (1 held), set {since('echo')} by ann"
     assert scene.taken().run_id == waiting.run_id
     removed = command("agent", "echo", "--remove")
     assert removed == ["agent echo is limited no more; it had 3 at once, 600 starts in 60 s"]

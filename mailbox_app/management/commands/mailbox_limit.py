@@ -55,6 +55,6 @@ class Command(BaseCommand):
 
 def _line(limit: Any) -> str:
     since = limit.set_at.isoformat(timespec="seconds")
-    used = "" if limit.most is None else f" ({limit.held} now)"
+    used = "" if limit.most is None else f" ({limit.held} held)"
     words = f"{limit}: {limit.bounds}{used}, set {since} by {limit.set_by or 'somebody'}"
     return f"{words}: {limit.note}" if limit.note else words
