@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 else:
     ModelForm = forms.ModelForm
 
+_TARGET = ("kind", "name")
 _BOUNDS = ("most", "starts", "seconds", "note")
+_FORM = (*_TARGET, "most", ("starts", "seconds"), "note")
 
 
 class LimitForm(ModelForm):
@@ -35,7 +37,7 @@ class LimitForm(ModelForm):
         if self.errors:
             return given
         is_new = self.instance._state.adding
-        target = {name: given[name] if is_new else getattr(self.instance, name) for name in ("kind", "name")}
+        target = {name: given[name] if is_new else getattr(self.instance, name) for name in _TARGET}
         known = Limit.objects.of(**target).in_force().first() if is_new else None
         if known is not None:
             raise forms.ValidationError(f"{known} is limited already: change that.", code="already_limited")
@@ -57,9 +59,8 @@ class LimitAdmin(ActingAdmin, AddOnlyAdmin):
     form = LimitForm
     acts = (REMOVE,)
     list_display = ("kind", "name", "bounds", "permits_held", "note", "set_by", "set_at", "settling")
-    list_display_links = ("kind", "name")
+    list_display_links = _TARGET
     list_filter = ("kind",)
-    given = ("kind", "name", "most", ("starts", "seconds"), "note")
     advice = (
         "Most: how many of its runs execute at once. Starts within seconds, of agents alone: how often one starts. "
         "What runs goes on, and counts. The name is the agent's or the scope's."
@@ -81,10 +82,8 @@ class LimitAdmin(ActingAdmin, AddOnlyAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """What a new one is given; of one that exists also how far it is used, by whom and when it was set."""
-        if obj is None:
-            return super().get_fieldsets(request, obj)
-        standing = ("stands", ("permits_held", "settling"), ("set_by", "set_when"))
-        return [(None, {"fields": (*self.given, *standing), "description": self.advice})]
+        standing = () if obj is None else ("stands", ("permits_held", "settling"), ("set_by", "set_when"))
+        return [(None, {"fields": (*_FORM, *standing), "description": self.advice})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """All but the bounds and the note: another agent or scope has another limit."""
