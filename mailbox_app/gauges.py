@@ -67,6 +67,24 @@ _MAINTENANCE = """
     SELECT name, greatest(0, extract(epoch FROM statement_timestamp() - last_finished_at))::float8
     FROM mailbox_maintenance WHERE last_finished_at IS NOT NULL ORDER BY name
 """
+# Of as many limits as have no more permits together than a scrape looks at.
+_PERMITS = """
+    SELECT bound.kind, bound.name, permits.held, permits.free
+    FROM (
+        SELECT id, kind, name, sum(most) OVER (ORDER BY kind, name) AS so_far
+        FROM (
+            SELECT id, kind, name, most FROM mailbox_limit WHERE most IS NOT NULL
+            ORDER BY kind, name LIMIT %(limits)s
+        ) AS first
+    ) AS bound
+    CROSS JOIN LATERAL (
+        SELECT count(dispatch_id) AS held,
+            count(*) FILTER (WHERE dispatch_id IS NULL AND NOT is_retired) AS free
+        FROM mailbox_permit WHERE limit_id = bound.id
+    ) AS permits
+    WHERE bound.so_far <= %(most)s
+"""
+_MOST_LIMITS = 200
 
 
 def sampled() -> Iterable[Family]:
@@ -75,7 +93,7 @@ def sampled() -> Iterable[Family]:
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [_PATIENCE])
-            families = [*_depth(), *_waiting(), *_workers()]
+            families = [*_depth(), *_waiting(), *_workers(), *_limits()]
     except (DatabaseError, InterfaceError) as error:
         observe("metrics.sample_failed", level=logging.WARNING, error=type(error).__name__)
         is_up.add_metric((), 0)
@@ -124,6 +142,14 @@ def _workers() -> list[Family]:
         workers.add_metric((queue,), worker_count)
         slots.add_metric((queue,), slot_count)
     return [workers, slots]
+
+
+def _limits() -> list[Family]:
+    permits: Any = metrics.LIMIT_PERMITS.family()
+    for kind, name, held, free in _rows(_PERMITS, limits=_MOST_LIMITS):
+        permits.add_metric((kind, name, "held"), held)
+        permits.add_metric((kind, name, "free"), free)
+    return [permits]
 
 
 def _rows(sql: str, **params: Any) -> list[Any]:

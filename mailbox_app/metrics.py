@@ -130,6 +130,13 @@ MAINTENANCE_AGE = Metric(
 )
 WORKERS = Metric("mailbox_workers", "gauge", ("queue",), "Live workers with agents that serve the queue.")
 SLOTS = Metric("mailbox_worker_slots", "gauge", ("queue",), "What those can run at a time, all together.")
+LIMIT_PERMITS = Metric(
+    "mailbox_limit_permits",
+    "gauge",
+    ("kind", "name", "state"),
+    "Permits of limits on runs at once: held by a run, or free. Of the first 200 limits by kind and name, as far as "
+    "they allow 10,000 together.",
+)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import gauges, metrics
 from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
-from mailbox_app.operations import pauses
+from mailbox_app.operations import limits, pauses
 from tests import given, make
+from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 URL = "/metrics"
@@ -154,6 +155,33 @@ def test_what_is_paused_makes_no_due_work_old_and_pauses_are_counted_by_what_is_
     samples = scraped()
     assert samples["mailbox_oldest_due_age_seconds", "fast"] >= 3600
     assert samples["mailbox_pauses", "agent"] == 0
+
+
+def test_permits_of_each_limit_are_shown_held_and_free() -> None:
+    limits.put(kind="agent", name="echo", most=3)
+    limits.put(kind="scope", name="acme", most=1)
+    limits.put(kind="agent", name="rated", starts=1, seconds=1)
+    scene.posted_and_taken(scope="acme")
+    limits.put(kind="agent", name="echo", most=2)
+    assert {key[1:]: value for key, value in scraped().items() if key[0] == "mailbox_limit_permits"} == {
+        ("agent", "echo", "held"): 1,
+        ("agent", "echo", "free"): 1,
+        ("scope", "acme", "held"): 1,
+        ("scope", "acme", "free"): 0,
+    }
+
+
+def test_no_more_limits_are_shown_than_a_scrape_can_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> list[str]:
+        return [key[2] for key in scraped() if key[0] == "mailbox_limit_permits" and key[3] == "free"]
+
+    for name in ("d", "b", "a", "c"):
+        limits.put(kind="scope", name=name, most=2)
+    assert shown() == ["a", "b", "c", "d"]
+    monkeypatch.setattr(gauges, "_MOST_LIMITS", 3)
+    assert shown() == ["a", "b", "c"]
+    monkeypatch.setattr(gauges, "_MOST_COUNTED", 5)
+    assert shown() == ["a", "b"]
 
 
 def test_dead_letters_are_shown_until_somebody_deals_with_them() -> None:

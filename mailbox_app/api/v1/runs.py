@@ -9,7 +9,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import idempotency, requests, serializers, threads
+from mailbox_app.api.v1 import flow, idempotency, requests, serializers, threads
 from mailbox_app.api.v1.base import MailboxView, body_of, optional_body_of, path_id
 from mailbox_app.api.v1.fields import instant
 from mailbox_app.api.v1.pagination import (
@@ -40,7 +40,7 @@ from mailbox_app.api.v1.waiting import Later, WaitingView
 from mailbox_app.conf import conf
 from mailbox_app.errors import Gone, RunNotFound
 from mailbox_app.models import Run, TerminationType
-from mailbox_app.operations import cancel, pauses, submit, tick
+from mailbox_app.operations import cancel, limits, pauses, submit, tick
 from mailbox_app.states import RunStatus
 
 FIELDS = set(requests.NewRunSerializer().fields)
@@ -142,7 +142,7 @@ class RunView(MailboxView):
     def get(self, request: Request, run_id: str) -> Response:
         """A run: where it stands, what came of it, and its latest activation."""
         parameters(request)
-        return Response(_shown(find(self.scope, run_id)))
+        return Response(_shown(request, find(self.scope, run_id)))
 
 
 class RunWaitView(WaitingView):
@@ -165,7 +165,9 @@ class RunWaitView(WaitingView):
         seconds = seconds_of(given, "timeout", otherwise=_DEFAULT_WAIT_SECONDS, most=conf.wait_seconds)
         run, scope = find(self.scope, run_id), self.scope
         return Later(
-            until=lambda: not is_moving(run.pk), seconds=seconds, answer=lambda: (_shown(find(scope, run_id)), 200)
+            until=lambda: not is_moving(run.pk),
+            seconds=seconds,
+            answer=lambda: (_shown(request, find(scope, run_id)), 200),
         )
 
 
@@ -246,7 +248,7 @@ class ThreadActiveRunView(MailboxView):
         """The run that is open on the thread: executing, waiting, or between two attempts. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(_first(Run.objects.filter(thread=thread).open(), thread.pk, "open run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread).open(), thread.pk, "open run")))
 
 
 class ThreadLatestRunView(MailboxView):
@@ -262,7 +264,7 @@ class ThreadLatestRunView(MailboxView):
         """The run that was submitted last. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(_first(Run.objects.filter(thread=thread), thread.pk, "run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread.pk, "run")))
 
 
 def find(scope: str, given: str) -> Run:
@@ -283,10 +285,13 @@ def _first(rows: Any, thread_id: Any, what: str) -> Run:
     return run
 
 
-def _shown(run: Run) -> Any:
-    latest = run.dispatches.order_by("-created_at", "-id").first()
-    run.latest_dispatch = latest  # type: ignore[attr-defined]
-    run.pauses = [] if latest is None else pauses.of_dispatch(latest)  # type: ignore[attr-defined]
+def _shown(request: Request, run: Run) -> Any:
+    found: Any = run
+    found.latest_dispatch = latest = run.dispatches.order_by("-created_at", "-id").first()
+    found.pauses, found.limits = [], []
+    if latest is not None:
+        latest.thread = run.thread
+        found.pauses, found.limits = pauses.of_dispatch(latest), flow.told(request, limits.of_dispatch(latest))
     return serializers.RunSerializer(run).data
 
 
