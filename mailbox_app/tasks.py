@@ -89,6 +89,19 @@ def _stop_consuming(exit_code: int) -> None:
     state.should_stop = exit_code  # type: ignore[assignment]
 
 
+def _leave_in_time() -> None:
+    """End this process if agents' code goes on after its runs were handed back, and nobody else's task does."""
+    if not executor.leave_in_time():
+        return
+    others = {str(request.name) for request in state.active_requests} - {hints.EXECUTE}
+    if _is_pool_child() or not others:
+        flower.flush(_FLUSH_SECONDS)
+        if not _is_pool_child():
+            presence.leave()
+            exposer.stop()
+        os._exit(os.EX_OK)
+
+
 keeper = LeaseKeeper(renew_leases)
 presence = Presence()
 exposer = Exposer()
@@ -99,7 +112,7 @@ standby = Standby(
         "sweep": Pass(lambda: conf.sweep_seconds, sweep),
         "gc": Pass(lambda: conf.gc_seconds, gc),
     },
-    chores=[presence.look],
+    chores=[_leave_in_time, presence.look],
 )
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +27,8 @@ class Worker:
         queue: str = "mailbox.default",
         **environment: str,
     ) -> None:
-        self.name, self.log = name, live.folder / f"{name}.log"
+        # One that is started again under its name has a log of its own.
+        self.name, self.log = name, live.folder / f"{name}-{uuid.uuid4().hex[:8]}.log"
         self._command = [
             *(sys.executable, "-m", "celery", "-q", "-A", "mailbox_project", "worker", "-E", "--loglevel", "INFO"),
             *("--without-mingle", "--without-gossip", "-n", f"{name}@%h", "-Q", queue),

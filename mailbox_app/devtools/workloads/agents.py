@@ -23,7 +23,7 @@ def noop(ctx: Context) -> None:
 def steps(ctx: Context) -> str:
     """Do `steps` journalled steps, logging each; in step `gate_at`, wait until the file `gate` exists.
 
-    Options: log (path), steps, gate_at, gate (path). Says "step n" before each; the output names them all.
+    Options: log (path), steps, gate_at, gate (path), seconds (of a step). Says "step n" before each; outputs them all.
     """
     options = ctx.options
     with _telling(ctx):
@@ -135,6 +135,7 @@ def _step(ctx: Context, number: int) -> int:
     if number == ctx.options.get("gate_at"):
         while not Path(ctx.options["gate"]).exists():
             time.sleep(0.02)
+    time.sleep(ctx.options.get("seconds", 0.0))
     _tell(ctx, "ends", step=number)
     return number
 
