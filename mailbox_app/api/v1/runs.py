@@ -290,7 +290,6 @@ def _shown(request: Request, run: Run) -> Any:
     found.latest_dispatch = latest = run.dispatches.order_by("-created_at", "-id").first()
     found.pauses, found.limits = [], []
     if latest is not None:
-        latest.thread = run.thread
         found.pauses, found.limits = pauses.of_dispatch(latest), flow.told(request, limits.of_dispatch(latest))
     return serializers.RunSerializer(run).data
 
