@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import gauges, metrics
 from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
-from mailbox_app.operations import limits
+from mailbox_app.operations import limits, pauses
 from tests import given, make
 from tests.operations import scene
 
@@ -134,6 +134,27 @@ def test_the_oldest_due_work_of_a_queue_is_found_whatever_its_agent_and_priority
     assert set(found) == {"fast", "slow"}
     assert 300 <= found["fast"] < 360
     assert 3600 <= found["slow"] < 3660
+
+
+def test_what_is_paused_makes_no_due_work_old_and_pauses_are_counted_by_what_is_paused() -> None:
+    given.registration(agent="b", queues=["mailbox.default"])
+    for queue, agent, minutes in (("fast", "a", 1), ("fast", "b", 60), ("slow", "a", 90), ("slow", "b", 120)):
+        given.thread(due_at=Now() - timedelta(minutes=minutes), due_queue=queue, due_agent=agent, due_priority=0)
+    of_thread = make.run(agent="b")
+    kinds = {("mailbox_pauses", kind): 0.0 for kind in ("agent", "queue", "thread")}
+    assert {key: value for key, value in scraped().items() if key[0] == "mailbox_pauses"} == kinds
+    pauses.pause(kind="thread", name=str(of_thread.thread_id))
+    pauses.pause(kind="agent", name="b")
+    pauses.pause(kind="queue", name="slow")
+    samples = scraped()
+    found = {key[1]: value for key, value in samples.items() if key[0] == "mailbox_oldest_due_age_seconds"}
+    assert set(found) == {"fast"}
+    assert 60 <= found["fast"] < 120
+    assert {key for key in kinds if samples[key] == 1} == set(kinds)
+    pauses.resume(kind="agent", name="b")
+    samples = scraped()
+    assert samples["mailbox_oldest_due_age_seconds", "fast"] >= 3600
+    assert samples["mailbox_pauses", "agent"] == 0
 
 
 def test_permits_of_each_limit_are_shown_held_and_free() -> None:

@@ -8,6 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from mailbox_app import channel
 from tests.proof import profiles
+from tests.proof.limited import Limited
 from tests.proof.machine import Queue
 from tests.proof.oracle import MOST_LOST, MOST_TURNS
 from tests.proof.stage import LATER_SECONDS
@@ -22,6 +23,14 @@ def test_every_verb_does_what_the_oracle_does(settings: Any, monkeypatch: pytest
     settings.MAILBOX = {**settings.MAILBOX, **CLOCKLESS, "max_lost": MOST_LOST, "max_turns": MOST_TURNS}
     monkeypatch.setattr(channel.Breaker, "is_open", lambda self: True)
     run_state_machine_as_test(Queue, settings=_settings())
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.django_db(transaction=True)
+def test_limits_keep_what_they_should_and_nothing_else(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, **CLOCKLESS, "max_lost": 100}
+    monkeypatch.setattr(channel.Breaker, "is_open", lambda self: True)
+    run_state_machine_as_test(Limited, settings=_settings())
 
 
 def _settings() -> settings:

@@ -31,6 +31,7 @@ from mailbox_app.api.v1.schema import (
     LOCATION,
     REPLAYED,
     RUN_ID,
+    STOP_WAIT,
     THREAD_ID,
     operation,
 )
@@ -164,7 +165,7 @@ class RunWaitView(WaitingView):
         seconds = seconds_of(given, "timeout", otherwise=_DEFAULT_WAIT_SECONDS, most=conf.wait_seconds)
         run, scope = find(self.scope, run_id), self.scope
         return Later(
-            until=lambda: not _is_moving(run.pk),
+            until=lambda: not is_moving(run.pk),
             seconds=seconds,
             answer=lambda: (_shown(request, find(scope, run_id)), 200),
         )
@@ -176,15 +177,7 @@ class RunCancelView(WaitingView):
         operation_id="cancel_run",
         summary="Cancel a run",
         tags=["runs"],
-        parameters=[
-            RUN_ID,
-            OpenApiParameter(
-                "wait",
-                float,
-                description="Seconds to wait for its worker to stop, 0 unless given; brought into 0 to the setting "
-                "`cancel_wait_seconds`.",
-            ),
-        ],
+        parameters=[RUN_ID, STOP_WAIT],
         request=requests.CancelSerializer,
         responses={200: serializers.CancelledSerializer, 202: serializers.CancelledSerializer},
     )  # fmt: skip
@@ -198,14 +191,11 @@ class RunCancelView(WaitingView):
 
         def answer() -> tuple[Any, int]:
             run = Run.objects.get(pk=wanted)
-            outcome = receipt.outcome
-            if run.status == RunStatus.DONE and outcome == cancel.Outcome.REQUESTED:
-                is_cancelled = (run.termination or {}).get("type") == TerminationType.CANCELLED
-                outcome = cancel.Outcome.CANCELLED if is_cancelled else cancel.Outcome.ALREADY_DONE
+            outcome = receipt.outcome if receipt.outcome != cancel.Outcome.REQUESTED else came_of_asking(run)
             told = {**asdict(receipt), "outcome": outcome, "status": run.status, "termination": run.termination}
             return serializers.CancelledSerializer(told).data, 202 if outcome == cancel.Outcome.REQUESTED else 200
 
-        return Later(until=lambda: not _is_moving(wanted), seconds=seconds, answer=answer)
+        return Later(until=lambda: not is_moving(wanted), seconds=seconds, answer=answer)
 
 
 class RunNowView(MailboxView):
@@ -310,7 +300,15 @@ def _page(order: Newest, rows: Any, given: dict[str, str], limit: int) -> Any:
     return serializers.RunPageSerializer(order.page(rows.defer(*_NOT_LISTED), given.get("cursor"), limit)).data
 
 
-def _is_moving(run_id: uuid.UUID) -> bool:
+def came_of_asking(run: Run) -> cancel.Outcome:
+    """What has come of asking the worker of a run to stop: nothing yet, the stop, or another end that came first."""
+    if run.status != RunStatus.DONE:
+        return cancel.Outcome.REQUESTED
+    is_cancelled = (run.termination or {}).get("type") == TerminationType.CANCELLED
+    return cancel.Outcome.CANCELLED if is_cancelled else cancel.Outcome.ALREADY_DONE
+
+
+def is_moving(run_id: uuid.UUID) -> bool:
     """Whether there is something to wait for: it is neither done nor waits for somebody, and its thread is there."""
     rows = Run.objects.filter(pk=run_id, thread__deleted_at=None)
     return rows.values_list("status", flat=True).first() in (RunStatus.CREATED, RunStatus.RUNNING)

@@ -26,10 +26,11 @@ class InterruptedSerializer(serializers.Serializer[Any]):
     epoch = serializers.IntegerField(help_text="Raised by each interrupt that stopped something.")
     run_id = serializers.UUIDField(allow_null=True, help_text="The open run it stopped, or asked to stop.")
     outcome = Word(
-        [cancel.Outcome.CANCELLED.value, cancel.Outcome.REQUESTED.value],
-        named="InterruptOutcome",
+        [outcome.value for outcome in cancel.Outcome],
+        named="CancelOutcome",
         allow_null=True,
-        help_text="Of that run. `requested`: its worker has been asked and has not stopped yet.",
+        help_text="Of that run. `requested`: its worker has been asked and has not stopped yet; `already_done`: it "
+        "ended otherwise while that was waited for.",
     )
     superseded_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They never start.")
     held_message_ids = serializers.ListField(
@@ -134,7 +135,7 @@ class CancelledSerializer(serializers.Serializer[Any]):
 
 class ClearedSerializer(serializers.Serializer[Any]):
     thread_id = serializers.UUIDField()
-    cancelled_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They have ended.")
+    cancelled_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They have ended cancelled.")
     requested_run_id = serializers.UUIDField(
         allow_null=True, help_text="The run whose worker has been asked, and has not stopped yet."
     )
