@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import gauges, metrics
 from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
-from mailbox_app.operations import limits, pauses
+from mailbox_app.operations import limits, pauses, settle
 from tests import given, make
 from tests.operations import scene
 
@@ -169,6 +169,17 @@ def test_permits_of_each_limit_are_shown_held_and_free() -> None:
         ("scope", "acme", "held"): 1,
         ("scope", "acme", "free"): 0,
     }
+
+
+def test_a_permit_that_is_to_go_is_not_shown_as_free() -> None:
+    limits.put(kind="agent", name="echo", most=2)
+    running = [scene.posted_and_taken() for _ in range(2)]
+    limits.put(kind="agent", name="echo", most=1)
+    for one in running:
+        settle.complete(one)
+    samples = scraped()
+    held, free = (samples["mailbox_limit_permits", "agent", "echo", state] for state in ("held", "free"))
+    assert (held, free) == (0, 1)
 
 
 def test_no_more_limits_are_shown_than_a_scrape_can_look_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ from mailbox_app.api.v1.throttling import charge_submissions
 from mailbox_app.api.v1.waiting import Later, WaitingView
 from mailbox_app.conf import conf
 from mailbox_app.errors import Gone, RunNotFound
-from mailbox_app.models import Run, TerminationType
+from mailbox_app.models import Run, TerminationType, Thread
 from mailbox_app.operations import cancel, limits, pauses, submit, tick
 from mailbox_app.states import RunStatus
 
@@ -248,7 +248,7 @@ class ThreadActiveRunView(MailboxView):
         """The run that is open on the thread: executing, waiting, or between two attempts. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(request, _first(Run.objects.filter(thread=thread).open(), thread.pk, "open run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread).open(), thread, "open run")))
 
 
 class ThreadLatestRunView(MailboxView):
@@ -264,7 +264,7 @@ class ThreadLatestRunView(MailboxView):
         """The run that was submitted last. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread.pk, "run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
 
 
 def find(scope: str, given: str) -> Run:
@@ -278,10 +278,11 @@ def find(scope: str, given: str) -> Run:
     return run
 
 
-def _first(rows: Any, thread_id: Any, what: str) -> Run:
+def _first(rows: Any, thread: Thread, what: str) -> Run:
     run: Run | None = rows.order_by("-order").first()
     if run is None:
-        raise RunNotFound(f"thread {thread_id} has no {what}", thread_id=thread_id)
+        raise RunNotFound(f"thread {thread.pk} has no {what}", thread_id=thread.pk)
+    run.thread = thread
     return run
 
 
