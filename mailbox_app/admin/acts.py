@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mailbox_app.models import Dispatch, Pause, PauseKind, Run, Ticket
-from mailbox_app.operations import cancel, decide, pauses, replay, tick, tickets
+from mailbox_app.models import Dispatch, Limit, Pause, PauseKind, Run, Ticket
+from mailbox_app.operations import cancel, decide, limits, pauses, replay, tick, tickets
 from mailbox_app.states import DispatchStatus, TicketStatus
 
 
@@ -84,6 +84,11 @@ def _resume(row: Any, by: str, reason: str) -> Result:
     kind, name = (row.kind, row.name) if isinstance(row, Pause) else (PauseKind.THREAD, str(row.pk))
     ended = pauses.resume(kind=kind, name=name, by=by)
     return Result(text=f"Resumed: {ended} may go on.")
+
+
+def _remove(limit: Limit, by: str, reason: str) -> Result:
+    was = limits.remove(kind=limit.kind, name=limit.name, by=by)
+    return Result(text=f"Removed: {was} had {was.bounds}.")
 
 
 def _answer(ticket: Any, by: str, payload: str) -> Result:
@@ -191,4 +196,12 @@ RESUME = Act(
     permission="mailbox.delete_pause",
     do=_resume,
     applies=lambda row: isinstance(row, Pause) or row.is_paused,
+)
+REMOVE = Act(
+    name="remove",
+    label="Remove",
+    permission="mailbox.delete_limit",
+    do=_remove,
+    applies=lambda limit: not limit.is_over,
+    warning="Nothing limits it any more: what it keeps starts at once, as far as there are workers.",
 )
