@@ -199,7 +199,7 @@ class _Asked:
         return Answer(name=self.entry.name, resume_mode=self.opens.resume_mode, **self.result)
 
 
-def _listed(questions: Sequence[Question]) -> Sequence[Question]:
+def _listed(questions: Any) -> Sequence[Question]:
     if isinstance(questions, str) or not isinstance(questions, Sequence) or not questions:
         raise InvalidInput("questions", "empty", "questions must be a list of at least one Question")
     if len(questions) > _MOST_QUESTIONS:
@@ -210,4 +210,4 @@ def _listed(questions: Sequence[Question]) -> Sequence[Question]:
         if not isinstance(one, Question):
             field = f"questions[{index}]"
             raise InvalidInput(field, "not_a_question", f"{field} must be a Question, not {type(one).__name__}")
-    return questions
+    return list(questions)
