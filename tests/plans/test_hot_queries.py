@@ -13,7 +13,18 @@ from django.db.models.functions import Now
 
 from mailbox_app import gauges
 from mailbox_app.api.v1.pagination import Newest
-from mailbox_app.models import Dispatch, Event, IdempotencyKey, JournalEntry, Message, Outbox, Run, Thread, ready
+from mailbox_app.models import (
+    Dispatch,
+    Event,
+    IdempotencyKey,
+    JournalEntry,
+    Message,
+    Outbox,
+    Run,
+    Thread,
+    Ticket,
+    ready,
+)
 from mailbox_app.models.writes import Writes
 from mailbox_app.operations import candidates, claim, deliver, freeze, missing, ownership, permits, replay, room
 
@@ -60,6 +71,12 @@ FILL = """
     SELECT id, 'acme', id, id, CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 'committed' ELSE 'pending' END,
         CASE WHEN due_at IS NULL AND wakes_at IS NULL THEN 1 END, 1, 1, false, '', 1, '', 'public', 'user', '"hello"',
         '{}', '', 'new_run', 'batch', false, ''
+    FROM mailbox_thread;
+
+    INSERT INTO mailbox_ticket (id, run_id, ticket_id, name, turn, entry, status, question, arguments, resume_mode,
+        decision_id, answered_by, answered_at, expires_at)
+    SELECT id, id, id::text, 'approve', 1, '{}', CASE WHEN due_at IS NULL THEN 'answered' ELSE 'open' END, '', '{}', '',
+        '', '', CASE WHEN due_at IS NULL THEN now() END, now() + interval '1 day'
     FROM mailbox_thread;
 
     INSERT INTO mailbox_pause (id, kind, name, scope, note, paused_by)
@@ -322,6 +339,21 @@ def test_a_completion_looks_for_what_is_unread_by_index() -> None:
     params = {"threads": [a_thread().pk], "dispatches": [uuid.uuid4()], "tokens": [uuid.uuid4()]}
     assert_uses("message_pending", (sql, params), sorts=True)
     assert_uses("dispatch_one_claimed_per_thread", (sql, params), sorts=True)
+    assert_uses("ticket_once_per_run", (sql, params), sorts=True)
+
+
+def test_questions_that_are_over_are_found_among_what_is_open() -> None:
+    rows = Ticket.objects.overdue().order_by("expires_at", "id").values_list("run_id", flat=True)[:100]
+    assert_uses("ticket_open", rows)
+
+
+def test_a_run_s_questions_are_found_by_its_id() -> None:
+    assert_uses("ticket_once_per_run", Ticket.objects.of_run(uuid.uuid4()).open(), sorts=True)
+
+
+def test_a_scope_s_waiting_runs_are_read_among_what_waits() -> None:
+    rows = Newest("waits", by="created_at").after(Run.objects.in_scope("acme").waiting(), None)[:51]
+    assert_uses("run_waiting_in_scope", rows)
 
 
 def test_gc_finds_what_is_past_its_retention() -> None:
