@@ -153,6 +153,47 @@ MUTATIONS = (
         (("            dispatch.lost_count += 1\n", ""),),
         noticed_by=("tests/operations/test_recover.py", KILLS),
     ),
+    Mutation(
+        "the look of a wait for answers that came first",
+        f"{OPERATIONS}/settle.py",
+        (("came, is_answered = None, not unanswered", "came, is_answered = None, False"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py", MACHINE),
+    ),
+    Mutation(
+        "the look of an answer under the fence",
+        f"{OPERATIONS}/decide.py",
+        (
+            (
+                "        asked = _find(found_id, ticket_id)\n        if asked.status == TicketStatus.OPEN:\n",
+                "        if asked.status == TicketStatus.OPEN:\n",
+            ),
+        ),
+        noticed_by=("tests/races/test_decide.py",),
+    ),
+    Mutation(
+        "the look for other questions",
+        f"{OPERATIONS}/tickets.py",
+        (("if any(ticket.pk not in now_answered for ticket in", "if False and any(ticket.pk for ticket in"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "the second look of a tick for what has lapsed",
+        f"{OPERATIONS}/tick.py",
+        (("Ticket.objects.overdue().filter(run__thread=thread)", "Ticket.objects.filter(run__thread=thread)"),),
+        noticed_by=("tests/races/test_decide.py", "tests/operations/test_decide.py"),
+    ),
+    Mutation(
+        "the end of an answer's time",
+        f"{OPERATIONS}/decide.py",
+        (("if asked.expires_at is not None and asked.expires_at <= thread.locked_at:", "if False:"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "the closing of what a run has asked",
+        f"{OPERATIONS}/ending.py",
+        (("Ticket.objects.of_run(run.pk).open().move(CLOSE)", "pass"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),
     _index("run_one_open_per_thread"),
