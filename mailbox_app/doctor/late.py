@@ -41,6 +41,18 @@ LOOKS = (
         """,
     ),
     Look(
+        "question_overdue",
+        "A question is open past the time in which it could be answered.",
+        "ticket {ticket_id} of run {run_id} of thread {thread_id} could be answered until {expires_at}",
+        _PASS.format("due tick"),
+        sql="""
+            SELECT r.thread_id, r.id AS run_id, k.ticket_id, k.expires_at
+            FROM mailbox_ticket AS k JOIN mailbox_run AS r ON r.id = k.run_id
+            WHERE r.thread_id = ANY(%(threads)s::uuid[]) AND r.status <> 'done' AND k.status = 'open'
+                AND k.expires_at < statement_timestamp() - %(grace)s * '1 s'::interval
+        """,
+    ),
+    Look(
         "delivery_overdue",
         "What a run sent to another thread is due, first in its line, and not delivered.",
         "outbox row {outbox_id} ({kind}) from thread {thread_id} to thread {target_id} was due at {available_at}, "

@@ -225,6 +225,11 @@ DAMAGES = [
     Damage("end_not_told", done, "UPDATE mailbox_event SET kind = 'RunErrored' WHERE run_id = %(run_id)s"),
     Damage("lease_overdue", scene.posted_and_taken, DISPATCH.format("lease_until = now() - '1 h'::interval"), D),
     Damage("wake_overdue", scheduled, THREAD.format("wakes_at = now() - '1 h'::interval"), T),
+    Damage(
+        "question_overdue",
+        lambda: asking.waiting(expires_in=60.0)[0],
+        "UPDATE mailbox_ticket SET expires_at = now() - '1 h'::interval WHERE run_id = %(run_id)s",
+    ),
     Damage("wait_overdue", waiting, RUN.format("wait_until = now() - '1 h'::interval")),
     Damage("permit_not_its_own", limited, "UPDATE mailbox_permit SET dispatch_id = NULL", ("thread_id", "dispatch_id")),
     Damage("permit_not_its_own", limited, "DELETE FROM mailbox_permit", ("thread_id", "dispatch_id")),
