@@ -59,6 +59,8 @@ def test_the_schema_describes_every_route_and_nothing_else() -> None:
         ("POST", "/v1/runs/{run_id}/cancel"),
         ("POST", "/v1/runs/{run_id}/run-now"),
         ("POST", "/v1/runs/{run_id}/resume"),
+        ("POST", "/v1/runs/{run_id}/decision"),
+        ("GET", "/v1/waits"),
         ("GET", "/v1/threads"),
         ("POST", "/v1/threads"),
         ("GET", "/v1/threads/{thread_id}"),

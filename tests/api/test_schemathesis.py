@@ -28,7 +28,7 @@ from mailbox_app.models import Dispatch, Run, Thread
 from mailbox_app.operations import limits, pauses, settle, threads
 from mailbox_project.wsgi import application
 from tests import make
-from tests.operations import scene
+from tests.operations import asking, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 
@@ -79,14 +79,17 @@ def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
         pauses.pause(kind="agent", name="echo")
     if path.endswith("/limits"):
         limits.put(kind="agent", name="echo", most=2, starts=5, seconds=60)
+    asking_run, tickets = asking.waiting("one", "two") if path.endswith(("/decision", "/waits")) else (other, [])
     return {
+        "ticket_id": tickets,
         "thread_id": [str(pk) for pk in Thread.objects.order_by("pk").values_list("pk", flat=True)],
         # Those that can still be changed come up more often.
         "run_id": [
             str(pk)
             for rows in (Run.objects.all(), *[Run.objects.not_done().in_scope(scene.SCOPE)] * 3)
             for pk in rows.order_by("pk").values_list("pk", flat=True)
-        ],
+        ]
+        + [str(asking_run.run_id)] * (20 * len(tickets)),
         "dispatch_id": [str(pk) for pk in Dispatch.objects.dead_letters().order_by("pk").values_list("pk", flat=True)]
         + [str(other.dispatch_id)],
         "name": ["echo"],
@@ -106,9 +109,11 @@ def credentials(path: str, settings: Any) -> dict[str, dict[str, str]]:
 
 
 def name_what_there_is(body: Any, ids: dict[str, list[str]]) -> None:
-    """Have a drawn submission, or each of a batch, ask an agent there is on a thread there is."""
+    """Have a drawn submission, or each of a batch, ask an agent there is on a thread there is; an answer a question."""
     if not isinstance(body, dict):
         return
+    if ids["ticket_id"] and "ticket_id" in body:
+        body["ticket_id"] = ids["ticket_id"][0]
     for one in [body, *(body["runs"] if isinstance(body.get("runs"), list) else [])]:
         if isinstance(one, dict) and "messages" in one:
             one.update(agent="echo", thread_id=ids["thread_id"][0])

@@ -157,7 +157,7 @@ MUTATIONS = (
         "the look of a wait for answers that came first",
         f"{OPERATIONS}/settle.py",
         (("came, is_answered = None, not unanswered", "came, is_answered = None, False"),),
-        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py", MACHINE),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
     ),
     Mutation(
         "the look of an answer under the fence",
@@ -174,7 +174,7 @@ MUTATIONS = (
         "the look for other questions",
         f"{OPERATIONS}/tickets.py",
         (("if any(ticket.pk not in now_answered for ticket in", "if False and any(ticket.pk for ticket in"),),
-        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+        noticed_by=("tests/operations/test_decide.py", "tests/execution/test_ask.py"),
     ),
     Mutation(
         "the second look of a tick for what has lapsed",
