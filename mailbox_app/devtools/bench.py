@@ -141,8 +141,8 @@ def scheduled(*, count: int) -> Figures:
     ]
     submit.many(scope=SCOPE, submissions=rows)
     _until(lambda: not _open(mark))
-    begun = Run.objects.filter(thread__key__startswith=f"{mark}-").values_list("thread__key", "final_output")
-    taken = [float(at) - due[key].timestamp() for key, at in begun]
+    begun: Any = Run.objects.filter(thread__key__startswith=f"{mark}-").values_list("thread__key", "final_output")
+    taken = [at - due[key].timestamp() for key, at in begun]
     return {**_percentiles(taken), "max_ms": 1000 * max(taken)}
 
 
