@@ -14,7 +14,7 @@ from typing import Any
 
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, ending, enqueue, freeze, permits, waits
+from mailbox_app.operations import append, emit, ending, enqueue, feed, freeze, permits, waits
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -95,7 +95,8 @@ def suspend(claim: Claim, wait: Suspended) -> None:
     """The agent waits for somebody or something: ack its dispatch and free its worker; the run keeps its thread.
 
     1. prove the claim and ack its dispatch; 2. the run waits, and says for what; 3. what it waits for is there already
-    (a resume of that name), or comes by itself (a rate limit ends): record it, and queue the dispatch that goes on.
+    (a resume of that name, a message), or comes by itself (a rate limit ends): record it, and queue the dispatch that
+    goes on.
     A run that somebody asked to cancel does not wait.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
@@ -280,7 +281,9 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     goes_on_at = ends_at if wait.reason == waits.RATE_LIMIT else None
     patience = timedelta(seconds=conf.wait_ttl_seconds)
     wait_until = (goes_on_at or now) + patience if goes_on_at or ends_at is None else ends_at
-    came = waits.stored(run, wait.name)
+    takes_input = wait.reason == waits.USER_INPUT
+    has_input = takes_input and feed.gather(thread, run)
+    came = None if takes_input else waits.stored(run, wait.name)
     termination = {"type": TerminationType.SUSPENDED, "detail": wait.reason}
     ended = {"completed_at": now, "run_status": RunStatus.WAITING, "termination": termination}
     thread.move(dispatch, ACK, **ended, **UNCLAIMED)
@@ -305,7 +308,7 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
         wait_until=wait_until.isoformat(),
         resume_at=None if goes_on_at is None else goes_on_at.isoformat(),
     )
-    if came is not None or goes_on_at is not None:
+    if came is not None or goes_on_at is not None or has_input:
         waits.record(thread, run, wait.entry, None if came is None else came["payload"])
         # The run's dispatch must have ended before the next one is queued.
         thread.flush()

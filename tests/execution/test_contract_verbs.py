@@ -25,7 +25,7 @@ class Killed(KeyboardInterrupt):
     """Ends the worker where it stands."""
 
 
-def say(of: Any, text: str, boundary: str = "on_natural_end") -> submit.Posted:
+def say(of: Any, text: str, boundary: str = "on_natural_end") -> submit.Receipt:
     return submit.messages(scope=scene.SCOPE, thread_id=of.thread_id, messages=[text], boundary=boundary)
 
 

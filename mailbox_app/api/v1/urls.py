@@ -17,6 +17,7 @@ from mailbox_app.api.v1.dispatches import (
     ThreadDispatchesView,
 )
 from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
+from mailbox_app.api.v1.messages import RunInputsView, ThreadMessagesView
 from mailbox_app.api.v1.pauses import PausesView
 from mailbox_app.api.v1.resume import ResumeView
 from mailbox_app.api.v1.runs import (
@@ -31,7 +32,7 @@ from mailbox_app.api.v1.runs import (
 )
 from mailbox_app.api.v1.schema import DocsView, SchemaView
 from mailbox_app.api.v1.stopping import PendingReleaseView, PendingView, ThreadCancelView, ThreadInterruptView
-from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadView
+from mailbox_app.api.v1.threads import ThreadsView, ThreadView
 
 app_name = "mailbox"
 
@@ -46,6 +47,7 @@ urlpatterns = [
     path("runs/<str:run_id>/cancel", RunCancelView.as_view(), name="run-cancel"),
     path("runs/<str:run_id>/run-now", RunNowView.as_view(), name="run-now"),
     path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
+    path("runs/<str:run_id>/inputs", RunInputsView.as_view(), name="run-inputs"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
