@@ -58,15 +58,21 @@ def signed(activation: dict[str, Any], *, by: str, message_ids: Sequence[uuid.UU
 
 def of_others(run: Run, messages: Sequence[Message], *, by: str | None) -> list[Message]:
     """Those of an unstarted run's own unread messages that others than `by` have said; none unless `by` said any."""
-    said: dict[str, list[str]] = (run.activation.get("posted") or {}).get("by", {})
-    if by is None or by not in said:
+    posted = _posted(run)
+    if posted is None or by is None or by not in posted["by"]:
         return []
+    said: dict[str, list[str]] = posted["by"]
     return [message for message in messages if message.run_id == run.pk and str(message.pk) not in said[by]]
+
+
+def _posted(run: Run) -> dict[str, Any] | None:
+    """The run's mark; None where its snapshot cannot be read, too: that is the claim's trouble, not a caller's."""
+    return run.activation.get("posted") if isinstance(run.activation, dict) else None
 
 
 def _is_alike(run: Run, spec: RunSpec) -> bool:
     """Whether the run was made as the new one would be, and for the same sender."""
-    posted = run.activation.get("posted")
+    posted = _posted(run)
     if posted is None or spec.posted is None or posted["sender"] != spec.posted["sender"]:
         return False
     is_plain = run.dedupe_key is None and run.parent_run_id is None and run.replay_of_id is None
