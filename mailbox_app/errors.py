@@ -131,7 +131,7 @@ class Conflict(Refused):
 
 
 class ActiveRunConflict(Conflict):
-    """The thread has an open run and the caller asked to be refused then."""
+    """The thread's open run is not the one the caller expects, or is one where he expects none."""
 
     code = "active_run_conflict"
 

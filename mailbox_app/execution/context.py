@@ -210,9 +210,10 @@ class Context(Asking):
         It raises Suspended, which ends this activation: let it pass. Later the agent runs its turn from the top again,
         and this call returns. `reason`: "external_event" or "manual_pause" wait for a resume of this `name`, until the
         time given (neither: the setting `wait_ttl_seconds`), and then the run ends, stopped; "rate_limit" goes on by
-        itself at that time. `until` and `message` may differ from one call to the next, the rest may not.
+        itself at that time; "user_input" waits for messages, and returns them (IncomingMessage). `until` and `message`
+        may differ from one call to the next, the rest may not.
         """
-        inputs.choice("reason", reason, waits.REASONS)
+        inputs.choice("reason", reason, waits.SUSPENDS)
         inputs.text("name", name, may_be_blank=True)
         inputs.text("message", message, most=_MOST_MESSAGE, may_be_blank=True)
         inputs.instant("until", until)
@@ -224,7 +225,7 @@ class Context(Asking):
         entry = self._journal.entry("suspend", name or reason, key, [reason, name, seconds])
         known = self._journal.known(entry)
         if known is not None:
-            return known.result
+            return IncomingMessage.told(known.result) if reason == waits.USER_INPUT else known.result
         slot = {field: value for field, value in asdict(entry).items() if field != "verb"}
         wait = outcomes.Suspended(reason=reason, name=name, message=message, seconds=seconds, until=until, entry=slot)
         self._journal.stop_with(Suspended(f"run {self.run_id} waits: {reason}", wait=wait))

@@ -39,6 +39,14 @@ class IncomingMessage:
             created_at=row.created_at,
         )
 
+    @classmethod
+    def told(cls, given: Any) -> list[Self]:
+        """The messages a wait's record holds, as `operations/feed.py` wrote them."""
+        return [
+            cls(**{**one, "id": uuid.UUID(one["id"]), "created_at": datetime.fromisoformat(one["created_at"])})
+            for one in given or ()
+        ]
+
 
 # Longest error text that is stored; the whole of it is in the worker's log.
 _MAX_MESSAGE = 2_000

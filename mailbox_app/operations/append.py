@@ -6,6 +6,7 @@ from typing import Any
 
 from mailbox_app.models import Boundary, Message, Role, Run, Thread, uuid7
 from mailbox_app.operations import emit
+from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.states import MessageState
 
@@ -16,12 +17,15 @@ def pending(
     run: Run | None,
     messages: Sequence[NewMessage],
     boundary: Boundary = Boundary.NEW_RUN,
+    delivery: Delivery | None = None,
     ids: Sequence[uuid.UUID] = (),
 ) -> list[Message]:
     """Add pending messages at the thread's end, owned by the run (None: read by whoever comes).
 
-    `ids`: those the messages get, in their order; left out: new ones.
+    `delivery`: how else they are delivered; its barrier stands behind the last of them. `ids`: those the messages get,
+    in their order; left out: new ones.
     """
+    how = delivery or Delivery()
     appended = [
         Message(
             id=pk,
@@ -36,9 +40,14 @@ def pending(
             visibility=given.visibility,
             position=thread.take_order(),
             boundary=boundary,
+            granularity=how.granularity,
+            # Only the open run can be a target: what has an owner has none.
+            target_run_id=how.target_run_id if run is None else None,
+            fallback=how.fallback if run is None else "",
         )
         for given, pk in zip(messages, ids or [uuid7() for _ in messages], strict=True)
     ]
+    appended[-1].barrier = how.barrier
     for message in appended:
         thread.insert(message)
     thread.pending_revision += 1

@@ -8,7 +8,7 @@ from typing import Any
 from mailbox_app import hints
 from mailbox_app.errors import RunNotFound
 from mailbox_app.models import Dispatch, Message, Run, TerminationType, Thread
-from mailbox_app.operations import emit, ending, enqueue, freeze, inputs, waits
+from mailbox_app.operations import emit, ending, enqueue, freeze, inputs, joining, waits
 from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
 
 RETRACT_REASON = "run_cancelled"
@@ -42,7 +42,7 @@ class Cleared:
     requested_run_id: uuid.UUID | None
 
 
-def run(*, scope: str, run_id: uuid.UUID, reason: str = "") -> Receipt:
+def run(*, scope: str, run_id: uuid.UUID, reason: str = "", by: str | None = None) -> Receipt:
     """Cancel a run: at once, or as soon as the worker that executes it looks.
 
     1. find its thread and take the fence; 2. look at the run and its live dispatch; 3. a claimed one gets the request
@@ -51,8 +51,9 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "") -> Receipt:
 
     The agent is stopped at its next checkpoint or verb, an async one where it waits. If it ignores that for
     `cancel_grace_seconds`, its run ends without its code. A run that is done is left alone, and the receipt says so. A
-    completion that comes before the worker has looked stands. `reason` is told with the events. Raises InvalidInput,
-    RunNotFound, Gone.
+    completion that comes before the worker has looked stands. `reason` is told with the events. `by`: who cancels, as
+    he was named when he said something that joined the run: what others have said to it is read by another run. Raises
+    InvalidInput, RunNotFound, Gone.
     """
     reason = inputs.text("reason", reason, may_be_blank=True)
     thread_id = Run.objects.in_scope(scope).filter(pk=run_id).values_list("thread_id", flat=True).first()
@@ -66,7 +67,7 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "") -> Receipt:
         if claimed is not None:
             ending.ask(thread, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
             return _receipt(found, Outcome.REQUESTED)
-        _end(thread, found, reason)
+        _end(thread, found, reason, by=by)
     hints.tell(thread)
     return _receipt(Run.objects.get(pk=found.pk), Outcome.CANCELLED)
 
@@ -99,19 +100,22 @@ def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Clear
     )
 
 
-def _end(thread: Thread, run: Run, reason: str) -> None:
+def _end(thread: Thread, run: Run, reason: str, *, by: str | None = None) -> None:
     """End a run that nobody executes; under the fence."""
     termination = {"type": TerminationType.CANCELLED, **({"detail": reason} if reason else {})}
     queued = Dispatch.objects.of_run(run.pk).queued().first()
     unread = freeze.unread(thread=thread, run=run)
-    if Message.objects.filter(thread=thread, run=run).pending().move(RETRACT, retract_reason=RETRACT_REASON):
-        thread.pending_revision += 1
     is_open = thread.open_run_id == run.pk
-    last = (queued or waits.last_dispatch(run)) if is_open else None
+    # What was said to it, and to nobody else, is read by another run; and what others have said than he who cancels.
+    others = [message for message in unread if message.run_id is None] if is_open else []
+    if run.status == RunStatus.CREATED:
+        others = joining.of_others(run, unread, by=by)
+    own = Message.objects.filter(thread=thread, run=run).pending().exclude(pk__in=[message.pk for message in others])
+    if own.move(RETRACT, retract_reason=RETRACT_REASON):
+        thread.pending_revision += 1
+    last = (queued or waits.last_dispatch(run)) if others else None
     ending.drop(thread, run, queued, by=WITHDRAW, termination=termination, reason=reason)
     if last is not None:
-        # What was said to it, and to nobody else, is read by another run.
-        others = [message for message in unread if message.run_id is None]
         enqueue.unread(thread=thread, ended=run, dispatch=last, messages=others)
 
 

@@ -24,7 +24,7 @@ from mailbox_app.models import (
     loader,
     read,
 )
-from mailbox_app.operations import candidates, emit, freeze, permits, reread
+from mailbox_app.operations import candidates, emit, feed, freeze, permits, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
@@ -269,7 +269,7 @@ def _claim_head(
     else:
         messages = reread.turn(run)
         move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED
-        version_key, started = dispatch.version_key, {}
+        version_key, started = dispatch.version_key, feed.read(thread, run)
     thread.claim_count += 1
     thread.active_run_id = thread.open_run_id = thread.latest_run_id = run.pk
     lease_until = thread.locked_at + timedelta(seconds=conf.lease_seconds)
@@ -289,7 +289,7 @@ def _claim_head(
     if move is START:
         thread.move(run, START, **started)
     elif move is RESUME:
-        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None, termination=None)
+        thread.move(run, RESUME, waiting=None, wait_until=None, resume_at=None, termination=None, **started)
     attempt = 1 + dispatch.attempt_count + dispatch.lost_count
     emit.of_dispatch(
         thread, kind, dispatch, attempt=attempt, turn=run.turn, **({"input": run.input} if move is START else {})

@@ -21,8 +21,8 @@ from django.db.models.functions import Now
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import Conflict, Gone, NotFound, Refused, ThreadNotFound
-from mailbox_app.models import Outbox, Run, Thread, columns, read
-from mailbox_app.operations import checkpoint, emit, enqueue, inputs, keys, settle, submission, submit
+from mailbox_app.models import Outbox, Run, Thread, Visibility, columns, read
+from mailbox_app.operations import accept, checkpoint, emit, enqueue, inputs, keys, settle, submission, submit
 from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import ABANDON, DELIVER, OutboxStatus
@@ -79,6 +79,7 @@ def message(
     agent: str = "",
     metadata: Mapping[str, Any] | None = None,
     sender: str = "",
+    visibility: str = Visibility.PUBLIC,
     origin: str = "durable",
 ) -> Delivered:
     """Post a message and queue the run that answers it, once per `message_id`, however often it is called.
@@ -88,7 +89,7 @@ def message(
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone and Conflict.
     """
-    sent = _checked(scope, thread_id, message_id, content, role, agent, metadata, sender, origin)
+    sent = _checked(scope, thread_id, message_id, content, role, agent, metadata, sender, origin, visibility)
     assert sent.submission.thread_id is not None
     try:
         with transaction.atomic():
@@ -257,6 +258,7 @@ def _checked(
     metadata: Mapping[str, Any] | None,
     sender: str,
     origin: str,
+    visibility: str = Visibility.PUBLIC,
 ) -> _Sent:
     """Check a durable message, and derive the names of what it makes."""
     said = inputs.NewMessage(
@@ -265,12 +267,15 @@ def _checked(
         client_id=inputs.text("message_id", message_id),
         metadata=metadata or {},
         sender=sender,
+        visibility=visibility,
     )
     given = submission.check(scope=scope, messages=[said], agent=agent, thread_id=thread_id, origin=origin)
     if given.thread_id is None:
         raise ThreadNotFound("a durable message names its thread")
     body = given.messages[0]
     described = [body.content, body.role, dict(body.metadata), body.sender, given.agent]
+    if body.visibility != Visibility.PUBLIC:  # left out else, so that what was sent before is still the same
+        described.append(body.visibility)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     name = json.dumps([scope, str(given.thread_id), message_id])
     return _Sent(
@@ -288,7 +293,7 @@ def _post(thread: Thread, sent: _Sent) -> Delivered:
     names = {"thread_id": thread.pk, "run_id": sent.durable.run_id, "message_id": sent.durable.message_id}
     known = Run.objects.filter(pk=sent.durable.run_id).first()
     if known is None:
-        submit.queue(sent.submission, thread, durable=sent.durable)
+        accept.queue(sent.submission, thread, durable=sent.durable)
         return Delivered(**names, is_new=True)
     if known.activation.get("digest") != sent.durable.digest:
         message_id = sent.submission.messages[0].client_id

@@ -1,6 +1,6 @@
 """End a run, under the fence of its thread: what every verb that ends one writes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mailbox_app import hints
@@ -88,6 +88,7 @@ def drop(
         emit.of_run(thread, Kind.RUN_CANCELLED, run, **facts)
     if thread.open_run_id == run.pk:
         thread.open_run_id = None
+        _retract_targeted(thread, run, Message.objects.filter(thread=thread, target_run_id=run.pk).pending())
 
 
 def expire_wait(thread: Thread, run: Run) -> None:
@@ -118,10 +119,14 @@ def _leave(thread: Thread, dispatch: Dispatch, kind: Kind, unread: Sequence[Mess
     thread.active_run_id = thread.open_run_id = None
     facts = {name: outcome[name] for name in ("termination", "error", "final_output") if outcome.get(name) is not None}
     emit.of_dispatch(thread, kind, dispatch, **facts)
+    _retract_targeted(thread, run, unread)
+    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)
+
+
+def _retract_targeted(thread: Thread, run: Run, unread: Iterable[Message]) -> None:
+    """Retract what was for this run and no other, and it has not read."""
     for message in unread:
-        # It was for this run and no other.
         if message.target_run_id == run.pk and not message.fallback and message.state == MessageState.PENDING:
             thread.move(message, RETRACT, retract_reason="target_ended")
             thread.pending_revision += 1
             emit.message_retracted(thread, message, run)
-    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)

@@ -9,6 +9,7 @@ from typing import Any
 from mailbox_app import tracing
 from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Thread
 from mailbox_app.operations import append, emit, freeze
+from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.states import MessageState
 
@@ -30,6 +31,8 @@ class RunSpec:
     origin: str = "python"
     options: dict[str, Any]
     metadata: dict[str, Any]
+    # What those who may join the run are judged by, where any may: `joining.marked`.
+    posted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,14 @@ class Queued:
     message_ids: list[uuid.UUID]
 
 
-def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage], durable: Durable | None = None) -> Queued:
+def run(
+    *,
+    thread: Thread,
+    spec: RunSpec,
+    messages: Sequence[NewMessage],
+    durable: Durable | None = None,
+    delivery: Delivery | None = None,
+) -> Queued:
     """Create a run with its messages and its dispatch; `durable`: for a single message that may be sent again.
 
     1. the run, last in the thread's order; 2. its messages, pending; 3. its dispatch; 4. the event.
@@ -61,7 +71,7 @@ def run(*, thread: Thread, spec: RunSpec, messages: Sequence[NewMessage], durabl
         created.activation["digest"] = durable.digest
     thread.insert(created)
     ids = [] if durable is None else [durable.message_id]
-    appended = append.pending(thread=thread, run=created, messages=messages, ids=ids)
+    appended = append.pending(thread=thread, run=created, messages=messages, delivery=delivery, ids=ids)
     return _queued(thread, created, spec, [message.pk for message in appended])
 
 
@@ -130,6 +140,7 @@ def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
             "origin": spec.origin,
             "options": spec.options,
             "metadata": spec.metadata,
+            **({} if spec.posted is None else {"posted": spec.posted}),
             **tracing.inject(),
         },
     )

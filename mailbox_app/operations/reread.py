@@ -7,8 +7,8 @@ from mailbox_app.models.message import MessageQuerySet
 
 
 def turn(run: Run) -> list[Message]:
-    """What the run's present turn began with, in order: what a checkpoint read is handed over by a checkpoint again."""
-    return list(_read(run).exclude(read_at=ReadAt.CHECKPOINT))
+    """What the run's present turn began with, in order: checkpoints and waits hand over again what they had read."""
+    return list(_read(run).exclude(read_at__in=(ReadAt.CHECKPOINT, ReadAt.RESUME)))
 
 
 def checkpoints(run: Run, *, after_seq: int) -> list[Message]:

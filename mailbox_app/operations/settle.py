@@ -14,7 +14,7 @@ from typing import Any
 
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, ending, enqueue, freeze, permits, tickets, waits
+from mailbox_app.operations import append, emit, ending, enqueue, feed, freeze, permits, tickets, waits
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -95,8 +95,8 @@ def suspend(claim: Claim, wait: Suspended) -> None:
     """The agent waits for somebody or something: ack its dispatch and free its worker; the run keeps its thread.
 
     1. prove the claim and ack its dispatch; 2. the run waits, and says for what; 3. what it waits for is there already
-    (a resume of that name, every answer), or comes by itself (a rate limit ends): record it, and queue the dispatch
-    that goes on.
+    (a resume of that name, a message, every answer), or comes by itself (a rate limit ends): record it, and queue the
+    dispatch that goes on.
     A run that somebody asked to cancel does not wait.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
@@ -283,12 +283,15 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     goes_on_at = ends_at if wait.reason == waits.RATE_LIMIT else None
     patience = timedelta(seconds=conf.wait_ttl_seconds)
     wait_until = (goes_on_at or now) + patience if goes_on_at or ends_at is None else ends_at
-    came, is_answered = waits.stored(run, wait.name), False
+    came, is_answered = None, False
+    has_input = wait.reason == waits.USER_INPUT and feed.gather(thread, run)
     if wait.reason == waits.TOOL_PERMISSION:
         unanswered = tickets.unanswered(run.pk, wait.ticket_ids)
-        came, is_answered = None, not unanswered
+        is_answered = not unanswered
         # The run outlives its questions: one that expires is answered by that.
         wait_until = max([now, *(ticket.expires_at for ticket in unanswered if ticket.expires_at)]) + patience
+    elif wait.reason in waits.REASONS:
+        came = waits.stored(run, wait.name)
     termination = {"type": TerminationType.SUSPENDED, "detail": wait.reason}
     ended = {"completed_at": now, "run_status": RunStatus.WAITING, "termination": termination}
     thread.move(dispatch, ACK, **ended, **UNCLAIMED)
@@ -313,9 +316,9 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
         wait_until=wait_until.isoformat(),
         resume_at=None if goes_on_at is None else goes_on_at.isoformat(),
     )
-    if came is not None or goes_on_at is not None:
+    if came is not None or goes_on_at is not None or has_input:
         waits.record(thread, run, wait.entry, None if came is None else came["payload"])
-    if came is not None or goes_on_at is not None or is_answered:
+    if came is not None or goes_on_at is not None or has_input or is_answered:
         # The run's dispatch must have ended before the next one is queued.
         thread.flush()
         enqueue.resume(thread=thread, run=run, after=dispatch, at=now if came or goes_on_at is None else goes_on_at)

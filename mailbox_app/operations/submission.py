@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from mailbox_app.errors import InvalidInput
+from mailbox_app.operations import delivery as deliveries
 from mailbox_app.operations import inputs
-
-IF_ACTIVE = ("enqueue", "interrupt", "reject")
+from mailbox_app.operations.delivery import Delivery
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,8 @@ class Submission:
     thread_id: uuid.UUID | None
     thread_key: str | None
     if_active: str
+    expected_run_id: uuid.UUID | None
+    delivery: Delivery
     priority: int | None
     available_at: datetime | None
     max_attempts: int | None
@@ -31,6 +33,10 @@ class Submission:
     options: dict[str, Any]
     metadata: dict[str, Any]
     origin: str
+    # Said to a thread rather than asked of an agent: it may join what was said before, and be joined.
+    is_posted: bool = False
+    # Who said it, for whoever cancels the run.
+    by: str = ""
 
     @property
     def unique_names(self) -> list[str]:
@@ -46,7 +52,9 @@ def check(
     agent: str = "",
     thread_id: uuid.UUID | str | None = None,
     thread_key: str | None = None,
-    if_active: str = "enqueue",
+    if_active: str | None = None,
+    expected_run_id: uuid.UUID | str | None = None,
+    delivery: Mapping[str, Any] | None = None,
     priority: int | None = None,
     available_at: datetime | None = None,
     dedupe_key: str | None = None,
@@ -57,13 +65,16 @@ def check(
     origin: str,
 ) -> Submission:
     """Check everything that can be judged without the database; the arguments are those of `submit.run`."""
+    word, how = deliveries.check(if_active, delivery)
     checked = Submission(
         scope=inputs.text("scope", scope),
         messages=inputs.messages(messages),
         agent=inputs.text("agent", agent, may_be_blank=True).strip(),
         thread_id=inputs.identifier("thread_id", thread_id),
         thread_key=inputs.optional_text("thread_key", thread_key),
-        if_active=inputs.choice("if_active", if_active, IF_ACTIVE),
+        if_active=word,
+        expected_run_id=inputs.identifier("expected_run_id", expected_run_id),
+        delivery=how,
         priority=None if priority is None else inputs.whole("priority", priority, least=0, most=255),
         max_attempts=None if max_attempts is None else inputs.whole("max_attempts", max_attempts, least=1, most=1000),
         available_at=inputs.instant("available_at", available_at),
@@ -75,8 +86,12 @@ def check(
     )
     if checked.thread_id is not None and checked.thread_key is not None:
         raise InvalidInput("thread_key", "contradiction", "thread_id and thread_key must not be given together")
-    if checked.if_active == "interrupt" and checked.available_at is not None:
-        raise InvalidInput("available_at", "contradiction", "what interrupts a thread cannot be for later")
+    if word in ("interrupt", "steer") and checked.available_at is not None:
+        raise InvalidInput("available_at", "contradiction", f"what {word}s a thread cannot be for later")
+    if word == "steer" and checked.dedupe_key is not None:
+        raise InvalidInput("dedupe_key", "contradiction", "what steers a run is no run that could hold a dedupe_key")
+    if word == "reject" and checked.expected_run_id is not None:
+        raise InvalidInput("expected_run_id", "contradiction", "if_active 'reject' expects that no run is open")
     return checked
 
 

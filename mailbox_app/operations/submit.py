@@ -4,46 +4,22 @@ import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import IntegrityError, OperationalError, transaction
 
 from mailbox_app import hints, tracing
 from mailbox_app.conf import conf
-from mailbox_app.errors import ActiveRunConflict, AlreadyExists, DuplicateKey, InvalidInput, Retryable
+from mailbox_app.errors import AlreadyExists, DuplicateKey, InvalidInput, Retryable
 from mailbox_app.models import Boundary, Run, Thread
-from mailbox_app.operations import agents, append, emit, enqueue, inputs, interrupt, keys, room, submission
+from mailbox_app.operations import accept, agents, emit, inputs, keys, room, submission
+from mailbox_app.operations.accept import Receipt as Receipt
 from mailbox_app.operations.submission import Submission
-from mailbox_app.states import RunStatus
 
-_FURTHEST = timedelta(days=366)
 # SQLSTATE of deadlock_detected and serialization_failure.
 _LOST_TO_ANOTHER = ("40P01", "40001")
 _DEADLOCK_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What a caller gets for an accepted submission."""
-
-    thread_id: uuid.UUID
-    run_id: uuid.UUID
-    dispatch_id: uuid.UUID
-    message_ids: list[uuid.UUID]
-    status: str
-    # With `if_active="interrupt"`.
-    interrupted: interrupt.Interruption | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Posted:
-    """What was said, and the run that will read it unless it ends before: the open one, or a new one."""
-
-    thread_id: uuid.UUID
-    run_id: uuid.UUID
-    message_ids: list[uuid.UUID]
 
 
 def run(
@@ -53,7 +29,9 @@ def run(
     agent: str = "",
     thread_id: uuid.UUID | str | None = None,
     thread_key: str | None = None,
-    if_active: str = "enqueue",
+    if_active: str | None = None,
+    expected_run_id: uuid.UUID | str | None = None,
+    delivery: Mapping[str, Any] | None = None,
     priority: int | None = None,
     available_at: datetime | None = None,
     dedupe_key: str | None = None,
@@ -69,16 +47,18 @@ def run(
     refuse what must be refused; 5. write messages, run, dispatch and event; 6. after commit, wake a worker.
 
     `thread_id` names an existing thread, `thread_key` one that is made if it is missing; neither: a new thread. A blank
-    `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue"; "reject" while the
-    thread has an open run; "interrupt" stops what is open or due on the thread, as `interrupt.thread` does, and reads
-    what that has not read before its own messages. `priority` is 0 (first) to 255. `config_version` names a published
-    AgentVersion; blank: the latest one, if there is any.
+    `agent` is the thread's last run's, else the setting `default_agent`. `if_active`: "enqueue" (None); "reject" while
+    the thread has an open run; "steer" has an open run of that agent read the messages at its next step, and what it
+    comes not to read get a run of its own; "interrupt" stops what is open or due on the thread, as `interrupt.thread`
+    does, and reads what that has not read before its own messages. `expected_run_id`: only while that run is the open
+    one. `delivery` says more than `if_active` does, as `delivery.Delivery` has it. `priority` is 0 (first) to 255.
+    `config_version` names a published AgentVersion; blank: the latest one, if there is any.
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists,
     MailboxFull, Retryable; each leaves nothing behind.
     """
     given = locals()
-    return _write([submission.check(**given)])[0]
+    return write([submission.check(**given)])[0]
 
 
 def many(
@@ -105,7 +85,7 @@ def many(
             if "messages" not in one:
                 raise InvalidInput("messages", "required", "messages is required")
             checked.append(submission.check(**{**one, "scope": scope, "origin": origin}))
-    return _write(checked, is_batch=True)
+    return write(checked, is_batch=True)
 
 
 def messages(
@@ -115,34 +95,19 @@ def messages(
     messages: Sequence[inputs.NewMessage | Mapping[str, Any] | str],
     boundary: str,
     origin: str = "python",
-) -> Posted:
+) -> Receipt:
     """Say something to the thread's open run: it reads it at its next checkpoint (`next_step`), or when it would end
     (`on_natural_end`), as its next turn. Without an open run: `run`.
 
     Should the run end otherwise before it has read them, they get a run of their own. Raises what `run` does.
     """
-    given = submission.check(scope=scope, thread_id=thread_id, messages=messages, origin=origin)
-    wanted = Boundary(inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END)))
-    try:
-        with transaction.atomic():
-            keys.reserve([given])
-            with Thread.objects.hold(_threads([given])) as (thread,):
-                if thread.open_run_id is None:
-                    room.Room().take(thread)
-                    queued = queue(given, thread)
-                    posted = Posted(thread_id=thread.pk, run_id=queued.run.pk, message_ids=queued.message_ids)
-                else:
-                    added = append.pending(thread=thread, run=None, messages=given.messages, boundary=wanted)
-                    posted = Posted(
-                        thread_id=thread.pk, run_id=thread.open_run_id, message_ids=[message.pk for message in added]
-                    )
-            hints.tell(thread)
-    except IntegrityError as error:
-        raise refusal(error, [given]) from error
-    return posted
+    wanted = inputs.choice("boundary", boundary, (Boundary.NEXT_STEP, Boundary.ON_NATURAL_END))
+    how = {"boundary": wanted}
+    given = submission.check(scope=scope, thread_id=thread_id, messages=messages, delivery=how, origin=origin)
+    return write([given])[0]
 
 
-def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Receipt]:
+def write(submissions: list[Submission], *, is_batch: bool = False) -> list[Receipt]:
     """Write all of it in one transaction, again if PostgreSQL fails it to break a deadlock."""
 
     def write() -> list[Receipt]:
@@ -150,32 +115,13 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
             keys.reserve(submissions)
             threads = _threads(submissions)
             with Thread.objects.hold(list({id(thread): thread for thread in threads}.values())) as held:
-                queued: list[enqueue.Queued] = []
-                met: list[interrupt.Interruption | None] = []
-                free = room.Room()
-                latest = functools.cache(agents.latest_version)
+                receipts = []
+                space, latest = room.Room(), functools.cache(agents.latest_version)
                 for index, (one, thread) in enumerate(zip(submissions, threads, strict=True)):
                     with inputs.within(f"runs[{index}]") if is_batch else nullcontext():
-                        _refuse_if_active(one, thread)
-                        if one.if_active == "interrupt" and not thread.is_new:
-                            made, interruption = _interrupt(one, thread, latest)
-                        else:
-                            free.take(thread)
-                            made, interruption = queue(one, thread, latest_version=latest), None
-                        queued.append(made)
-                        met.append(interruption)
+                        receipts.append(accept.one(one, thread, space=space, latest_version=latest))
             hints.tell(*held)
-        return [
-            Receipt(
-                thread_id=thread.pk,
-                run_id=one.run.pk,
-                dispatch_id=one.dispatch.pk,
-                message_ids=one.message_ids,
-                status=RunStatus.CREATED,
-                interrupted=interruption,
-            )
-            for one, thread, interruption in zip(queued, threads, met, strict=True)
-        ]
+        return receipts
 
     names = {one.agent for one in submissions}
     with tracing.submit_span(agent=names.pop() or None if len(names) == 1 else None) as note:
@@ -186,59 +132,6 @@ def _write(submissions: list[Submission], *, is_batch: bool = False) -> list[Rec
         first = receipts[0]
         note(thread_id=first.thread_id, run_id=first.run_id, dispatch_id=first.dispatch_id)
         return receipts
-
-
-def _refuse_if_active(given: Submission, thread: Thread) -> None:
-    if given.if_active == "reject" and thread.open_run_id is not None:
-        raise ActiveRunConflict(
-            f"thread {thread.pk} has the open run {thread.open_run_id}", thread_id=thread.pk, run_id=thread.open_run_id
-        )
-
-
-def _interrupt(
-    given: Submission, thread: Thread, latest: Callable[[str], str]
-) -> tuple[enqueue.Queued, interrupt.Interruption]:
-    """Stop what is open or due on the thread, and queue the run that comes next on it."""
-    stopped = interrupt.stop(thread, reason="")
-    # A name of an ended run, such as its dedupe key, is free for the new one.
-    thread.flush()
-    queued = queue(given, thread, latest_version=latest)
-    interrupt.pass_on(thread, stopped.unread, queued)
-    thread.flush()
-    thread.judge()
-    return queued, stopped.met
-
-
-def queue(
-    given: Submission,
-    thread: Thread,
-    *,
-    durable: enqueue.Durable | None = None,
-    latest_version: Callable[[str], str] = agents.latest_version,
-) -> enqueue.Queued:
-    """Write run, messages, dispatch and events of a submission, under the fence."""
-    agent = given.agent or agents.of_thread(thread)
-    wishes = agents.options(agent)
-    if given.available_at is not None and given.available_at - thread.locked_at > _FURTHEST:
-        raise InvalidInput("available_at", "too_far", "available_at must be within 366 days from now")
-    spec = enqueue.RunSpec(
-        agent=agent,
-        config_version=agents.known_version(agent, given.config_version) or latest_version(agent),
-        queue=wishes.get("queue") or conf.default_queue,
-        priority=_first(given.priority, wishes.get("priority"), conf.default_priority),
-        max_attempts=_first(given.max_attempts, wishes.get("max_attempts"), conf.max_attempts),
-        # What lies in the past is for now, and goes before nobody who came earlier.
-        available_at=None if given.available_at is None else max(given.available_at, thread.locked_at),
-        dedupe_key=given.dedupe_key,
-        origin=given.origin,
-        options=given.options,
-        metadata=given.metadata,
-    )
-    if thread.last_cursor == 0:
-        emit.thread_created(thread)
-    queued = enqueue.run(thread=thread, messages=given.messages, spec=spec, durable=durable)
-    thread.consider(queued.dispatch)
-    return queued
 
 
 def thread(
@@ -295,10 +188,6 @@ def _again_if_deadlocked(write: Callable[[], list[Receipt]]) -> list[Receipt]:
             if not (is_ours and attempts_left):
                 raise Retryable("another transaction was in the way; roll back and try again") from error
     raise AssertionError("unreachable")
-
-
-def _first(*values: int | None) -> int:
-    return next(value for value in values if value is not None)
 
 
 def _constraint(error: IntegrityError) -> str | None:

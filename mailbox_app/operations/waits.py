@@ -13,8 +13,12 @@ from mailbox_app.outcomes import Suspended
 RATE_LIMIT = "rate_limit"
 # For answers to questions: their tickets end it.
 TOOL_PERMISSION = "tool_permission"
-# What `ctx.suspend` waits for, and a resume ends.
+# What a resume ends.
 REASONS = ("external_event", RATE_LIMIT, "manual_pause")
+# What a message ends.
+USER_INPUT = "user_input"
+# What `ctx.suspend` waits for.
+SUSPENDS = (*REASONS, USER_INPUT)
 
 # The columns of a wait, as whoever ends it leaves them.
 NOT_WAITING: dict[str, Any] = {"waiting": None, "wait_until": None, "resume_at": None}

@@ -61,6 +61,7 @@ def test_the_schema_describes_every_route_and_nothing_else() -> None:
         ("POST", "/v1/runs/{run_id}/resume"),
         ("POST", "/v1/runs/{run_id}/decision"),
         ("GET", "/v1/waits"),
+        ("POST", "/v1/runs/{run_id}/inputs"),
         ("GET", "/v1/threads"),
         ("POST", "/v1/threads"),
         ("GET", "/v1/threads/{thread_id}"),
@@ -86,6 +87,7 @@ def test_the_schema_describes_every_route_and_nothing_else() -> None:
         ("POST", "/v1/dead-letters/{dispatch_id}/replay"),
         ("POST", "/v1/dead-letters/{dispatch_id}/discard"),
         ("GET", "/v1/threads/{thread_id}/messages"),
+        ("POST", "/v1/threads/{thread_id}/messages"),
     }
     named = {pattern.name for pattern in urls.urlpatterns if pattern.name}
     assert len(named - {"schema", "docs"}) == len({path for _, path in described})

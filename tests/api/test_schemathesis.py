@@ -80,13 +80,14 @@ def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
     if path.endswith("/limits"):
         limits.put(kind="agent", name="echo", most=2, starts=5, seconds=60)
     asking_run, tickets = asking.waiting("one", "two") if path.endswith(("/decision", "/waits")) else (other, [])
+    living = Run.objects.open() if path.endswith("/inputs") else Run.objects.not_done()
     return {
         "ticket_id": tickets,
         "thread_id": [str(pk) for pk in Thread.objects.order_by("pk").values_list("pk", flat=True)],
         # Those that can still be changed come up more often.
         "run_id": [
             str(pk)
-            for rows in (Run.objects.all(), *[Run.objects.not_done().in_scope(scene.SCOPE)] * 3)
+            for rows in (Run.objects.all(), *[living.in_scope(scene.SCOPE)] * 3)
             for pk in rows.order_by("pk").values_list("pk", flat=True)
         ]
         + [str(asking_run.run_id)] * (20 * len(tickets)),
@@ -108,7 +109,7 @@ def credentials(path: str, settings: Any) -> dict[str, dict[str, str]]:
     return {"headers": {"X-CSRFToken": csrf}, "cookies": cookies}
 
 
-def name_what_there_is(body: Any, ids: dict[str, list[str]]) -> None:
+def name_what_there_is(path: str, body: Any, ids: dict[str, list[str]]) -> None:
     """Have a drawn submission, or each of a batch, ask an agent there is on a thread there is; an answer a question."""
     if not isinstance(body, dict):
         return
@@ -116,9 +117,13 @@ def name_what_there_is(body: Any, ids: dict[str, list[str]]) -> None:
         body["ticket_id"] = ids["ticket_id"][0]
     for one in [body, *(body["runs"] if isinstance(body.get("runs"), list) else [])]:
         if isinstance(one, dict) and "messages" in one:
+            if path.endswith(("/inputs", "/messages")):
+                one.clear()
+                one["messages"] = [{"content": "hello"}]
+                continue
             one.update(agent="echo", thread_id=ids["thread_id"][0])
-            one.pop("thread_key", None)
-            one.pop("config_version", None)
+            for name in ("thread_key", "config_version", "expected_run_id", "delivery"):
+                one.pop(name, None)
 
 
 def explore(
@@ -137,7 +142,7 @@ def explore(
             if data.draw(st.integers(0, 4)):
                 case.path_parameters[name] = data.draw(st.sampled_from(ids[name]))
         if data.draw(st.booleans()):
-            name_what_there_is(case.body, ids)
+            name_what_there_is(operation.path, case.body, ids)
         if "name" in (case.query or {}) and data.draw(st.booleans()):
             case.query.update(kind="agent", name="echo")
         response = case.call(**credentials)

@@ -9,9 +9,10 @@ from django.db.models.functions import Now
 
 from mailbox_app.errors import InvalidInput, Suspended
 from mailbox_app.execution import Context, runner
+from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, JournalEntry, Message, Outbox, Run, Thread
-from mailbox_app.operations import deliver, recover, resume, submit, tick
+from mailbox_app.operations import deliver, post, recover, resume, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform, Register
 from tests.operations import scene
@@ -25,7 +26,7 @@ class Killed(KeyboardInterrupt):
     """Ends the worker where it stands."""
 
 
-def say(of: Any, text: str, boundary: str = "on_natural_end") -> submit.Posted:
+def say(of: Any, text: str, boundary: str = "on_natural_end") -> submit.Receipt:
     return submit.messages(scope=scene.SCOPE, thread_id=of.thread_id, messages=[text], boundary=boundary)
 
 
@@ -139,6 +140,33 @@ def test_a_suspended_agent_gets_its_payload_and_repeats_nothing(perform: Perform
     assert scene.run(claim).final_output == {"paid": {"cents": 5}, "messages": ["hello there"], "attempt": 1}
     assert calls == ["charged"]
     assert [content for _, _, content in scene.log(claim)] == ["hello there", "I have to wait"]
+
+
+def test_an_agent_that_waits_for_input_gets_the_messages_and_the_same_ones_at_every_attempt(
+    perform: Perform, again: Again
+) -> None:
+    seen: list[Any] = []
+
+    def agent(ctx: Context) -> Any:
+        said = ctx.suspend("user_input", message="which one?")
+        seen.append(([m.text for m in ctx.messages], said))
+        assert ctx.checkpoint() == []
+        if len(seen) == 1:
+            ctx.retry_after(0)
+        return said[0].text
+
+    claim = perform(agent)
+    assert scene.run(claim).waits_for == {"reason": "user_input", "message": "which one?", "name": ""}
+    receipt = post.to_thread(
+        scope=scene.SCOPE, thread_id=claim.thread_id, messages=[{"content": [{"type": "text", "text": "the red one"}]}]
+    )
+    again()
+    again()
+    assert scene.run(claim).final_output == "the red one"
+    assert seen[0] == seen[1]
+    messages, said = seen[0]
+    assert messages == ["hello there"]
+    assert said == [IncomingMessage.of(Message.objects.get(pk=receipt.message_ids[0]))]
 
 
 @pytest.mark.parametrize("attempt", ["catches it", "returns", "says more", "raises another"])
@@ -308,7 +336,7 @@ REFUSED: dict[str, Callable[[Context], Any]] = {
     "negative tokens": lambda ctx: ctx.usage(input_tokens=-1),
     "half a step": lambda ctx: ctx.usage(steps=0.5),  # type: ignore[arg-type]
     "too many tokens": lambda ctx: ctx.usage(output_tokens=10**13),
-    "unknown reason": lambda ctx: ctx.suspend("user_input"),
+    "unknown reason": lambda ctx: ctx.suspend("the_weather"),
     "rate limit without end": lambda ctx: ctx.suspend("rate_limit"),
     "two ends": lambda ctx: ctx.suspend("manual_pause", seconds=1, until=scene.database_now()),
     "negative wait": lambda ctx: ctx.suspend("manual_pause", seconds=-1),

@@ -13,7 +13,7 @@ from tests.operations import scene
 pytestmark = pytest.mark.django_db
 
 
-def say(claim: Any, *texts: str, boundary: str = "on_natural_end") -> submit.Posted:
+def say(claim: Any, *texts: str, boundary: str = "on_natural_end") -> submit.Receipt:
     return submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=list(texts), boundary=boundary)
 
 

@@ -105,7 +105,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the flag of a submission",
-        f"{OPERATIONS}/submit.py",
+        f"{OPERATIONS}/accept.py",
         (("thread.consider(queued.dispatch)", "thread._is_judged = True"),),
         noticed_by=("tests/operations/test_submit.py", "tests/races/test_claim.py", MACHINE),
     ),

@@ -23,7 +23,7 @@ from tests.races.actors import await_waiting, crew, start
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def say(of: Any, boundary: str = "on_natural_end") -> submit.Posted:
+def say(of: Any, boundary: str = "on_natural_end") -> submit.Receipt:
     return submit.messages(scope=scene.SCOPE, thread_id=of.thread_id, messages=["late"], boundary=boundary)
 
 

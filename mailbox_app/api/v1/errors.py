@@ -51,7 +51,7 @@ PROBLEMS: dict[str, Problem] = {
     "method_not_allowed": Problem(405, "The address does not support this method"),
     "not_acceptable": Problem(406, "No representation matches the Accept header"),
     "conflict": Problem(409, "The state has moved on"),
-    "active_run_conflict": Problem(409, "The thread has an open run"),
+    "active_run_conflict": Problem(409, "The thread's open run is not what was expected"),
     "duplicate_key": Problem(409, "Another run holds this dedupe key"),
     "already_exists": Problem(409, "It exists already"),
     "immutable": Problem(409, "What is published is never changed"),

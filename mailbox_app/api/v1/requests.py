@@ -9,9 +9,9 @@ from typing import Any
 from rest_framework import serializers
 
 from mailbox_app.api.v1.fields import Content, Object, Word
-from mailbox_app.models import LimitKind, PauseKind, Role, Visibility
+from mailbox_app.models import Boundary, Granularity, LimitKind, PauseKind, Role, Visibility
 from mailbox_app.models.limit import LONGEST_PERIOD_SECONDS, MOST_AT_ONCE, MOST_STARTS
-from mailbox_app.operations import submission
+from mailbox_app.operations import delivery
 
 
 class NewMessageSerializer(serializers.Serializer[Any]):
@@ -25,6 +25,32 @@ class NewMessageSerializer(serializers.Serializer[Any]):
     visibility = Word(Visibility, required=False, help_text="`public` unless given.")
 
 
+class DeliverySerializer(serializers.Serializer[Any]):
+    """Where in a run's life the messages are read; what `if_active` says need not be said again."""
+
+    boundary = Word(
+        Boundary,
+        required=False,
+        allow_null=True,
+        help_text="`interrupt` stops the open run; it reads this at its `next_step`, at its natural end as its next "
+        "turn (`on_natural_end`), or as the `resume_input` it waits for; `new_run` comes after it.",
+    )
+    granularity = Word(Granularity, required=False, allow_null=True, help_text="`one` is read alone.")
+    barrier = serializers.BooleanField(
+        required=False, allow_null=True, help_text="What is said later is read later, and never together with this."
+    )
+    target_run_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="For this run, which must be the open one, and no other."
+    )
+    fallback = Word(
+        [Boundary.NEW_RUN.value],
+        named="Fallback",
+        required=False,
+        allow_null=True,
+        help_text="What becomes of it when its target ends first; it is retracted unless given.",
+    )
+
+
 class NewRunSerializer(serializers.Serializer[Any]):
     messages = serializers.ListField(child=NewMessageSerializer(), min_length=1)
     agent = serializers.CharField(
@@ -35,13 +61,18 @@ class NewRunSerializer(serializers.Serializer[Any]):
         required=False, allow_null=True, max_length=200, help_text="A thread by your own name; made if it is missing."
     )
     if_active = Word(
-        submission.IF_ACTIVE,
+        delivery.IF_ACTIVE,
         named="IfActive",
         required=False,
         allow_null=True,
         help_text="While the thread has an open run: wait for it (`enqueue`, the default), or be refused (`reject`). "
-        "`interrupt`: stop it and all that is due behind it, and come next.",
+        "`steer`: have it read this at its next step. `interrupt`: stop it and all that is due behind it, and come "
+        "next.",
     )
+    expected_run_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="Refuse this (409) unless that run is the thread's open one."
+    )
+    delivery = DeliverySerializer(required=False, allow_null=True)
     priority = serializers.IntegerField(
         required=False, allow_null=True, min_value=0, max_value=255, help_text="0 goes first; 128 unless given."
     )
@@ -64,6 +95,29 @@ class NewRunSerializer(serializers.Serializer[Any]):
 
 class NewBatchSerializer(serializers.Serializer[Any]):
     runs = serializers.ListField(child=NewRunSerializer(), min_length=1)
+
+
+class NewInputsSerializer(serializers.Serializer[Any]):
+    messages = serializers.ListField(child=NewMessageSerializer(), min_length=1)
+
+
+class PostSerializer(NewInputsSerializer):
+    agent = serializers.CharField(
+        required=False, allow_null=True, max_length=200, help_text="Unless given: the agent of the thread's last run."
+    )
+    if_active = Word(
+        delivery.IF_ACTIVE, named="IfActive", required=False, allow_null=True, help_text="As for `POST /runs`."
+    )
+    expected_run_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="Refuse this (409) unless that run is the thread's open one."
+    )
+    message_id = serializers.CharField(
+        required=False,
+        allow_null=True,
+        max_length=200,
+        help_text="The message's id at its sender: however often it comes, it is said once. With one message alone.",
+    )
+    delivery = DeliverySerializer(required=False, allow_null=True)
 
 
 class CancelSerializer(serializers.Serializer[Any]):

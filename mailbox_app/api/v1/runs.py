@@ -187,7 +187,8 @@ class RunCancelView(WaitingView):
         seconds = seconds_of(given, "wait", otherwise=0, most=conf.cancel_wait_seconds)
         body = optional_body_of(request, _CANCEL_FIELDS)
         wanted = path_id("run_id", run_id)
-        receipt = cancel.run(scope=self.scope, run_id=wanted, reason=body.get("reason", ""))
+        by = principal_of(request)[0]
+        receipt = cancel.run(scope=self.scope, run_id=wanted, reason=body.get("reason", ""), by=by)
 
         def answer() -> tuple[Any, int]:
             run = Run.objects.get(pk=wanted)

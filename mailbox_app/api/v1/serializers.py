@@ -45,9 +45,11 @@ class InterruptedSerializer(serializers.Serializer[Any]):
 class ReceiptSerializer(serializers.Serializer[Any]):
     thread_id = serializers.UUIDField()
     run_id = serializers.UUIDField()
-    dispatch_id = serializers.UUIDField()
+    dispatch_id = serializers.UUIDField(
+        allow_null=True, help_text="Null only for a `message_id` that comes again after its activations' retention."
+    )
     message_ids = serializers.ListField(child=serializers.UUIDField())
-    status = Word(RunStatus)
+    status = Word(RunStatus, help_text="Of the run that will answer.")
     interrupted = InterruptedSerializer(allow_null=True, help_text="With `if_active` of `interrupt`; null otherwise.")
 
 

@@ -1,4 +1,4 @@
-"""Threads: make one, list them, read one's log."""
+"""Threads: make one, list them, change and delete one."""
 
 from typing import Any
 
@@ -9,17 +9,15 @@ from rest_framework.response import Response
 
 from mailbox_app.api.v1 import flow, idempotency, requests, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of, path_id
-from mailbox_app.api.v1.pagination import Newest, choice_of, limit_of, number_of, page, parameters
+from mailbox_app.api.v1.pagination import Newest, limit_of, parameters
 from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
 from mailbox_app.errors import Gone, ThreadNotFound
-from mailbox_app.models import Message, Thread, Visibility
+from mailbox_app.models import Thread
 from mailbox_app.operations import inputs, limits, pauses, submit
 from mailbox_app.operations import threads as verbs
 
 _FIELDS = set(requests.NewThreadSerializer().fields)
 _CHANGES = set(requests.ThreadChangeSerializer().fields)
-_ORDERS = ("asc", "desc")
-_VISIBILITIES = (*Visibility.values, "all")
 
 
 class ThreadsView(MailboxView):
@@ -112,42 +110,6 @@ class ThreadView(MailboxView):
         parameters(request)
         verbs.delete(scope=self.scope, thread_id=path_id("thread_id", thread_id))
         return Response(status=204)
-
-
-class ThreadMessagesView(MailboxView):
-    @operation(
-        400, 404, 410, 422,
-        operation_id="list_thread_messages",
-        summary="Read a thread's log",
-        tags=["threads"],
-        parameters=[
-            THREAD_ID,
-            OpenApiParameter("after", int, description="Messages with a greater `seq`."),
-            OpenApiParameter("before", int, description="Messages with a smaller `seq`."),
-            OpenApiParameter("order", str, enum=_ORDERS, default="asc"),
-            OpenApiParameter("visibility", str, enum=_VISIBILITIES, default="public"),
-            LIMIT,
-        ],
-        responses={200: serializers.MessagePageSerializer},
-    )  # fmt: skip
-    def get(self, request: Request, thread_id: str) -> Response:
-        """The messages that were read or said, in order. What no agent has read yet is not among them."""
-        given = parameters(request, "after", "before", "order", "visibility", "limit")
-        after, before, limit = number_of(given, "after"), number_of(given, "before"), limit_of(given)
-        descends = choice_of(given, "order", _ORDERS) == "desc"
-        visibility = choice_of(given, "visibility", _VISIBILITIES)
-        thread = find(self.scope, thread_id)
-        rows = Message.objects.filter(thread=thread).committed()
-        if visibility != "all":
-            rows = rows.filter(visibility=visibility)
-        if after is not None:
-            rows = rows.filter(seq__gt=after)
-        if before is not None:
-            rows = rows.filter(seq__lt=before)
-        items, has_more = page(rows.order_by("-seq" if descends else "seq")[: limit + 1], limit)
-        stands = items[-1].seq if items else (before if descends else after or 0)
-        found = {"items": items, "next_cursor": stands, "has_more": has_more}
-        return Response(serializers.MessagePageSerializer(found).data)
 
 
 def find(scope: str, given: str) -> Thread:

@@ -19,6 +19,7 @@ from mailbox_app.api.v1.dispatches import (
 )
 from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
 from mailbox_app.api.v1.limits import LimitsView
+from mailbox_app.api.v1.messages import RunInputsView, ThreadMessagesView
 from mailbox_app.api.v1.pauses import PausesView
 from mailbox_app.api.v1.resume import ResumeView
 from mailbox_app.api.v1.runs import (
@@ -33,7 +34,7 @@ from mailbox_app.api.v1.runs import (
 )
 from mailbox_app.api.v1.schema import DocsView, SchemaView
 from mailbox_app.api.v1.stopping import PendingReleaseView, PendingView, ThreadCancelView, ThreadInterruptView
-from mailbox_app.api.v1.threads import ThreadMessagesView, ThreadsView, ThreadView
+from mailbox_app.api.v1.threads import ThreadsView, ThreadView
 
 app_name = "mailbox"
 
@@ -50,6 +51,7 @@ urlpatterns = [
     path("runs/<str:run_id>/resume", ResumeView.as_view(), name="run-resume"),
     path("runs/<str:run_id>/decision", RunDecisionView.as_view(), name="run-decision"),
     path("waits", WaitsView.as_view(), name="waits"),
+    path("runs/<str:run_id>/inputs", RunInputsView.as_view(), name="run-inputs"),
     path("threads", ThreadsView.as_view(), name="threads"),
     path("threads/<str:thread_id>", ThreadView.as_view(), name="thread"),
     path("threads/<str:thread_id>/messages", ThreadMessagesView.as_view(), name="thread-messages"),
