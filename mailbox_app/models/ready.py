@@ -57,9 +57,8 @@ HEAD_OF_RUN = """
 """
 
 # What `freeze.is_eligible` says of a new run.
-_READABLE = (
-    "state = 'pending' AND NOT held AND boundary <> 'resume_input' AND (target_run_id IS NULL OR fallback <> '')"
-)
+_READABLE = """state = 'pending' AND NOT held
+            AND (fallback <> '' OR boundary <> 'resume_input' AND target_run_id IS NULL)"""
 # Of the queued dispatches, where a barrier is pending: those whose run could read something at its start, or has
 # nothing to read. Nothing goes past the first barrier, so it alone decides. A run starts with what stands in front of
 # it; or with the barrier itself, once nothing does. Follows FROM mailbox_dispatch AS dispatch.

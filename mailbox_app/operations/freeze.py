@@ -95,8 +95,10 @@ def is_eligible(message: Message, *, boundary: Boundary, run: Run) -> bool:
     """Whether the run may read the message at this boundary, whatever stands in front of it."""
     if message.run_id not in (None, run.pk):
         return False
-    if message.boundary == Boundary.RESUME_INPUT or boundary == Boundary.RESUME_INPUT:
+    if boundary == Boundary.RESUME_INPUT:
         return message.boundary == boundary and message.target_run_id == run.pk
+    if message.boundary == Boundary.RESUME_INPUT:
+        return boundary == Boundary.NEW_RUN and bool(message.fallback)
     if _CASCADE.index(Boundary(message.boundary)) > _CASCADE.index(boundary):
         return False
     if boundary == Boundary.NEW_RUN:

@@ -16,7 +16,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import Boundary, Dispatch, Message, Run, TerminationType, Thread
-from mailbox_app.operations import agents, emit, ending, enqueue, freeze, inputs, zone
+from mailbox_app.operations import agents, emit, ending, enqueue, freeze, inputs, waits, zone
 from mailbox_app.operations.enqueue import Queued
 from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
 
@@ -142,6 +142,7 @@ def retract(
         withdrawn = _unneeded_resume(thread, message)
         if withdrawn is not None:
             thread.move(withdrawn, WITHDRAW, completed_at=thread.locked_at, run_status=RunStatus.WAITING)
+            waits.erase_record(withdrawn.run)
     hints.tell(thread)
     return Retracted(
         thread_id=thread.pk,
@@ -258,19 +259,15 @@ def _unneeded_resume(thread: Thread, retracted: Message) -> Dispatch | None:
     run = None if thread.open_run_id is None else Run.objects.get(pk=thread.open_run_id)
     if run is None or retracted.held or not _feeds(retracted, run):
         return None
-    if run.resume_at is not None or (run.waiting or {}).get("reason") != _USER_INPUT:
+    if run.status != RunStatus.WAITING or (run.waiting or {}).get("reason") != _USER_INPUT:
         return None
-    others = Message.objects.filter(thread=thread, held=False).pending().exclude(pk=retracted.pk)
-    if any(_feeds(message, run) for message in others.only("run_id", "target_run_id", "boundary")):
+    if any(_feeds(message, run) for message in freeze.unread(thread=thread, run=run) if message.pk != retracted.pk):
         return None
-    return Dispatch.objects.of_run(run.pk).queued().first()
+    return Dispatch.objects.of_run(run.pk).queued().select_related("run").first()
 
 
 def _feeds(message: Message, run: Run) -> bool:
-    """Whether a waiting run goes on with the message."""
-    if message.run_id is not None:
-        return message.run_id == run.pk
-    return message.target_run_id == run.pk or (message.target_run_id is None and message.boundary != Boundary.NEW_RUN)
+    return freeze.is_eligible(message, boundary=Boundary.RESUME_INPUT, run=run)
 
 
 def _move_runs(thread: Thread, rows: Sequence[Message], last: int) -> list[uuid.UUID]:

@@ -215,8 +215,10 @@ QUICK = settings(
 def is_eligible(entry: dict[str, Any], boundary: str) -> bool:
     if entry["owner"] == "other":
         return False
-    if "resume_input" in (entry["boundary"], boundary):
+    if boundary == "resume_input":
         return entry["boundary"] == boundary and entry["target"] == "own"
+    if entry["boundary"] == "resume_input":
+        return boundary == "new_run" and entry["fallback"] != ""
     if CASCADE.index(entry["boundary"]) > CASCADE.index(boundary):
         return False
     if boundary == "new_run":
@@ -282,8 +284,8 @@ def test_the_selection_is_what_the_rules_say_of_the_whole_zone(zone: list[dict[s
 def test_a_run_is_a_head_unless_it_has_something_to_read_that_a_barrier_keeps_from_it(
     zone: list[dict[str, Any]],
 ) -> None:
-    # Input of a wait with a fallback stops every scan; no verb writes it, and it is no barrier.
-    zone = [{**entry, "fallback": "" if entry["boundary"] == "resume_input" else entry["fallback"]} for entry in zone]
+    # What asks for a new run has no target.
+    zone = [{**entry, "target": None} if entry["boundary"] == "new_run" else entry for entry in zone]
     own, other = written(zone)
     rows.dispatch(run=own)
     found = ask(ready.HEAD_PAST_BARRIER, {"thread": own.thread_id})
@@ -291,6 +293,6 @@ def test_a_run_is_a_head_unless_it_has_something_to_read_that_a_barrier_keeps_fr
     assert bool(found) is (bool(expected(zone, "new_run")) or not has_own)
     # One of all runs always can start, unless something stands there that none of them may read: what only an open run
     # reads is retracted at that run's end.
-    if all(one["boundary"] != "resume_input" and (one["target"] is None or one["fallback"]) for one in zone):
+    if all(one["fallback"] or (one["boundary"] != "resume_input" and one["target"] is None) for one in zone):
         rows.dispatch(run=other)
         assert ask(ready.HEAD_PAST_BARRIER, {"thread": own.thread_id})
