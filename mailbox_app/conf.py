@@ -66,6 +66,9 @@ class Settings:
     async_step_threads: int = _setting(
         32, "threads for the functions (not coroutines) in the steps of one process's async agents", least=1, most=1000
     )
+    stop_seconds: float = _setting(
+        25.0, "how long a worker that was told to end (SIGTERM) lets its runs go on before it hands them back", least=0
+    )
     retire_seconds: float = _setting(
         60.0, "how long a process that must be replaced lets its other runs go on before it hands them back", least=0
     )

@@ -12,7 +12,8 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from prometheus_client.metrics_core import Metric as Family
 
 from mailbox_app import metrics
-from mailbox_app.models import AgentRegistration
+from mailbox_app.models import AgentRegistration, PauseKind
+from mailbox_app.operations import candidates
 from mailbox_app.telemetry import observe
 
 # Rows one scrape looks at, at most: a tenth of a second on two cores, measured over 1,000,000 dispatches.
@@ -33,8 +34,9 @@ _CLAIMED = """
     FROM (SELECT queue FROM mailbox_dispatch WHERE status = 'claimed' LIMIT %(most)s) AS d
     GROUP BY queue
 """
-# From one (queue, agent, priority) to the next through the index that claims use: the first of each is its oldest.
-_OLDEST = """
+# From one (queue, agent, priority) to the next through the index that claims use: the first of each is its oldest. What
+# is paused is left out; a paused thread is not due.
+_OLDEST = f"""
     WITH RECURSIVE head AS (
         (SELECT due_queue, due_agent, due_version, due_priority, due_at FROM mailbox_thread
          WHERE due_at IS NOT NULL ORDER BY due_queue, due_agent, due_version, due_priority, due_at LIMIT 1)
@@ -48,7 +50,14 @@ _OLDEST = """
         ) AS following
     )
     SELECT due_queue, greatest(0, extract(epoch FROM statement_timestamp() - min(due_at)))::float8
-    FROM head GROUP BY due_queue
+    FROM head WHERE {candidates.UNPAUSED.format(queue="due_queue", agent="due_agent")} GROUP BY due_queue
+"""
+# Threads can be paused by the thousand; agents and queues are few.
+_PAUSES = """
+    SELECT wanted.kind, count(found.one)
+    FROM unnest(%(kinds)s::text[]) AS wanted (kind)
+    LEFT JOIN LATERAL (SELECT 1 AS one FROM mailbox_pause WHERE kind = wanted.kind LIMIT %(most)s) AS found ON TRUE
+    GROUP BY wanted.kind
 """
 _UNRESOLVED = """
     SELECT count(*)
@@ -58,6 +67,24 @@ _MAINTENANCE = """
     SELECT name, greatest(0, extract(epoch FROM statement_timestamp() - last_finished_at))::float8
     FROM mailbox_maintenance WHERE last_finished_at IS NOT NULL ORDER BY name
 """
+# Of as many limits as have no more permits together than a scrape looks at.
+_PERMITS = """
+    SELECT bound.kind, bound.name, permits.held, permits.free
+    FROM (
+        SELECT id, kind, name, sum(most) OVER (ORDER BY kind, name) AS so_far
+        FROM (
+            SELECT id, kind, name, most FROM mailbox_limit WHERE most IS NOT NULL
+            ORDER BY kind, name LIMIT %(limits)s
+        ) AS first
+    ) AS bound
+    CROSS JOIN LATERAL (
+        SELECT count(dispatch_id) AS held,
+            count(*) FILTER (WHERE dispatch_id IS NULL AND NOT is_retired) AS free
+        FROM mailbox_permit WHERE limit_id = bound.id
+    ) AS permits
+    WHERE bound.so_far <= %(most)s
+"""
+_MOST_LIMITS = 200
 
 
 def sampled() -> Iterable[Family]:
@@ -66,7 +93,7 @@ def sampled() -> Iterable[Family]:
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [_PATIENCE])
-            families = [*_depth(), *_waiting(), *_workers()]
+            families = [*_depth(), *_waiting(), *_workers(), *_limits()]
     except (DatabaseError, InterfaceError) as error:
         observe("metrics.sample_failed", level=logging.WARNING, error=type(error).__name__)
         is_up.add_metric((), 0)
@@ -97,12 +124,15 @@ def _waiting() -> list[Family]:
     oldest: Any = metrics.OLDEST_DUE.family()
     for queue, seconds in sorted(_rows(_OLDEST)):
         oldest.add_metric((queue,), seconds)
+    paused: Any = metrics.PAUSES.family()
+    for kind, count in sorted(_rows(_PAUSES, kinds=PauseKind.values)):
+        paused.add_metric((kind,), count)
     unresolved: Any = metrics.UNRESOLVED.family()
     unresolved.add_metric((), _rows(_UNRESOLVED)[0][0])
     maintenance: Any = metrics.MAINTENANCE_AGE.family()
     for name, seconds in _rows(_MAINTENANCE):
         maintenance.add_metric((name,), seconds)
-    return [oldest, unresolved, maintenance]
+    return [oldest, paused, unresolved, maintenance]
 
 
 def _workers() -> list[Family]:
@@ -114,8 +144,16 @@ def _workers() -> list[Family]:
     return [workers, slots]
 
 
-def _rows(sql: str) -> list[Any]:
+def _limits() -> list[Family]:
+    permits: Any = metrics.LIMIT_PERMITS.family()
+    for kind, name, held, free in _rows(_PERMITS, limits=_MOST_LIMITS):
+        permits.add_metric((kind, name, "held"), held)
+        permits.add_metric((kind, name, "free"), free)
+    return [permits]
+
+
+def _rows(sql: str, **params: Any) -> list[Any]:
     with connection.cursor() as cursor:
-        cursor.execute(sql, {"most": _MOST_COUNTED})
+        cursor.execute(sql, {"most": _MOST_COUNTED, **params})
         found: list[Any] = cursor.fetchall()
         return found

@@ -44,7 +44,9 @@ def tell(*threads: Thread) -> None:
 def wake(queue: str) -> None:
     """Send the queue's signal, unless one is on its way. Takes at most about `broker_timeout_seconds`, once.
 
-    A signal carries nothing: whoever gets it claims what is due then. Lost: see `tell`.
+    A signal carries nothing: whoever gets it claims what is due then, and sends the next one if that was not all. So
+    where every slot is busy one waits, however long that lasts, and not one for each time the flag fell. Lost: see
+    `tell`.
     """
     breaker = channel.breaker_of(_broker_url())
     if channel.is_silenced() or breaker.is_open() or not channel.raise_flag(queue):
@@ -52,7 +54,8 @@ def wake(queue: str) -> None:
     if breaker.is_open():  # it opened while the flag was being raised: the broker is the same server
         return
     with contextlib.suppress(_BrokerTrouble), _publisher() as publisher:
-        _send(queue, publisher)
+        if not _is_awaited(queue, publisher):
+            _send(queue, publisher)
 
 
 def stop(dispatch_id: uuid.UUID) -> None:
@@ -134,6 +137,15 @@ def _publisher() -> Iterator[Any]:
 def _send(queue: str, publisher: Any) -> None:
     current_app.send_task(EXECUTE, queue=queue, producer=publisher, retry=False, ignore_result=True)
     observe("signal.sent", level=logging.DEBUG, queue=queue)
+
+
+def _is_awaited(queue: str, publisher: Any) -> bool:
+    """Whether a signal waits in the queue for whoever is free next.
+
+    Asked of Redis alone: AMQP closes the channel of who asks for a queue that nobody has declared.
+    """
+    driver = publisher.connection.transport.driver_type
+    return driver == "redis" and _waiting(queue, publisher) > 0
 
 
 def _waiting(queue: str, publisher: Any) -> int:

@@ -115,17 +115,28 @@ IS_ESTIMATED = Metric(
     "mailbox_depth_is_estimated", "gauge", (), "1 if so much is queued that it is estimated from a sample."
 )
 OLDEST_DUE = Metric(
-    "mailbox_oldest_due_age_seconds", "gauge", ("queue",), "How long the oldest work that could start has waited."
+    "mailbox_oldest_due_age_seconds",
+    "gauge",
+    ("queue",),
+    "How long the oldest work that could start has waited; what is paused could not.",
 )
 BLOCKED = Metric(
     "mailbox_threads_blocked", "gauge", ("reason",), "Threads whose queued work may not start, by what holds it."
 )
+PAUSES = Metric("mailbox_pauses", "gauge", ("kind",), "Standing pauses, by what is paused; of each up to 10,000.")
 UNRESOLVED = Metric("mailbox_dead_letters_unresolved", "gauge", (), "Dead letters nobody has dealt with, up to 10,000.")
 MAINTENANCE_AGE = Metric(
     "mailbox_maintenance_age_seconds", "gauge", ("maintenance",), "Since the pass last finished, by whoever ran it."
 )
 WORKERS = Metric("mailbox_workers", "gauge", ("queue",), "Live workers with agents that serve the queue.")
 SLOTS = Metric("mailbox_worker_slots", "gauge", ("queue",), "What those can run at a time, all together.")
+LIMIT_PERMITS = Metric(
+    "mailbox_limit_permits",
+    "gauge",
+    ("kind", "name", "state"),
+    "Permits of limits on runs at once: held by a run, or free. Of the first 200 limits by kind and name, as far as "
+    "they allow 10,000 together.",
+)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 

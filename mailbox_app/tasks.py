@@ -5,9 +5,12 @@ They send no task events: Flower shows activations instead (`flower.py`), and no
 
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
+from types import FrameType
 from typing import Any
 
 from celery import Task, shared_task, signals
@@ -89,6 +92,19 @@ def _stop_consuming(exit_code: int) -> None:
     state.should_stop = exit_code  # type: ignore[assignment]
 
 
+def _leave_in_time() -> None:
+    """End this process if agents' code goes on after its runs were handed back, and nobody else's task does."""
+    if not executor.leave_in_time():
+        return
+    others = {str(request.name) for request in state.active_requests} - {hints.EXECUTE}
+    if _is_pool_child() or not others:
+        flower.flush(_FLUSH_SECONDS)
+        if not _is_pool_child():
+            presence.leave()
+            exposer.stop()
+        os._exit(os.EX_OK)
+
+
 keeper = LeaseKeeper(renew_leases)
 presence = Presence()
 exposer = Exposer()
@@ -99,7 +115,7 @@ standby = Standby(
         "sweep": Pass(lambda: conf.sweep_seconds, sweep),
         "gc": Pass(lambda: conf.gc_seconds, gc),
     },
-    chores=[presence.look],
+    chores=[_leave_in_time, presence.look],
 )
 
 # The worker process that started the pool: agents that run in it share it, those in its forked children do not.
@@ -137,10 +153,29 @@ def _announce(sender: Any = None, **_: Any) -> None:
         standby.start()
         flower.start()
         executor.slot_count = int(sender.pool.num_processes or 1)
+        _hurry_when_told()
     queues = {str(queue.name) for queue in sender.task_consumer.queues}
     if queues - {conf.maintenance_queue}:
         announcement.update(worker=str(sender.hostname), queues=queues, slots=int(sender.pool.num_processes or 1))
         _register()
+
+
+def _hurry_when_told() -> None:
+    """Have SIGQUIT end this process at once while its threads run something: it is left to its lease.
+
+    Celery would kill what runs, cannot where that is a thread, and would wait for it instead, however long it takes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # a worker inside another program, whose signals are its own
+    by_celery = signal.getsignal(signal.SIGQUIT)
+
+    def hurry(number: int, frame: FrameType | None) -> None:
+        if state.active_requests:
+            os._exit(os.EX_SOFTWARE)
+        if callable(by_celery):
+            by_celery(number, frame)
+
+    signal.signal(signal.SIGQUIT, hurry)
 
 
 @signals.heartbeat_sent.connect

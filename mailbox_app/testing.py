@@ -36,7 +36,7 @@ from mailbox_app.errors import LeaseLost
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, Kind, Message, Role, Run, Thread
-from mailbox_app.operations import claim, deliver, inputs, permits, submit, tick
+from mailbox_app.operations import claim, deliver, inputs, limits, permits, submit, tick
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
 from mailbox_app.states import DispatchStatus, RunStatus
@@ -306,6 +306,8 @@ def _why(dispatch: Dispatch, names: Sequence[str]) -> str:
         return f"behind the open run {thread.open_run_id} of its thread"
     if dispatch.agent not in names:
         return f"no such agent here; this process has {', '.join(names) or 'none'}"
+    for limit in limits.of_dispatch(dispatch):
+        return f"kept by the limit of {limit}: {limit.bounds}{failed}"
     if thread.wakes_at is not None:
         return f"scheduled for {dispatch.available_at}{failed}"
     return f"due{failed}" if thread.due_at is not None else f"blocked: {thread.blocked_reason or 'another is first'}"

@@ -4,6 +4,6 @@
 `standing.py` the sentences above them; one module a family of nouns.
 """
 
-from mailbox_app.admin import access, dispatches, events, messages, pauses, runs, threads, workers
+from mailbox_app.admin import access, dispatches, events, limits, messages, pauses, runs, threads, workers
 
-__all__ = ["access", "dispatches", "events", "messages", "pauses", "runs", "threads", "workers"]
+__all__ = ["access", "dispatches", "events", "limits", "messages", "pauses", "runs", "threads", "workers"]

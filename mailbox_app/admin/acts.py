@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mailbox_app.models import Dispatch, Pause, PauseKind, Run
-from mailbox_app.operations import cancel, pauses, replay, tick
+from mailbox_app.models import Dispatch, Limit, Pause, PauseKind, Run
+from mailbox_app.operations import cancel, limits, pauses, replay, tick
 from mailbox_app.states import DispatchStatus
 
 
@@ -83,6 +83,11 @@ def _resume(row: Any, by: str, reason: str) -> Result:
     return Result(text=f"Resumed: {ended} may go on.")
 
 
+def _remove(limit: Limit, by: str, reason: str) -> Result:
+    was = limits.remove(kind=limit.kind, name=limit.name, by=by)
+    return Result(text=f"Removed: {was} had {was.bounds}.")
+
+
 def _run_id(row: Any) -> uuid.UUID:
     found: uuid.UUID = row.pk if isinstance(row, Run) else row.run_id
     return found
@@ -155,4 +160,12 @@ RESUME = Act(
     permission="mailbox.delete_pause",
     do=_resume,
     applies=lambda row: isinstance(row, Pause) or row.is_paused,
+)
+REMOVE = Act(
+    name="remove",
+    label="Remove",
+    permission="mailbox.delete_limit",
+    do=_remove,
+    applies=lambda limit: not limit.is_over,
+    warning="Nothing limits it any more: what it keeps starts at once, as far as there are workers.",
 )

@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils.text import slugify
 
 from mailbox_app.admin import render
-from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Ticket
+from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Permit, Run, Thread, Ticket
 
 # What an operator needs at a glance; the rest is one click away.
 MOST_ROWS = 50
@@ -109,6 +109,29 @@ def dispatches(rows: Any, *, search: object) -> Section:
             render.instant(dispatch.completed_at),
         ),
         search,
+    )
+
+
+def holders(limit_id: UUID) -> Section:
+    """Who holds a permit of the limit, and since when; the first of them have held it longest."""
+    holding = Permit.objects.held().filter(limit_id=limit_id).values("dispatch_id")
+    rows = Dispatch.objects.filter(pk__in=holding).order_by("claimed_at", "id").select_related("thread")
+    return Section(
+        "Permits held",
+        Dispatch,
+        ("dispatch", "run", "thread", "scope", "agent", "worker", "since"),
+        # The rest has no list of its own; how many there are stands above.
+        lambda: (list(rows.defer("response", "termination", "error", "thread__metadata")[:MOST_ROWS]), False),
+        lambda dispatch: (
+            render.link_id(Dispatch, dispatch.pk),
+            render.link_id(Run, dispatch.run_id),
+            render.link(Thread, dispatch.thread_id, dispatch.thread),
+            dispatch.thread.scope,
+            dispatch.agent,
+            dispatch.claimed_by or render.NOTHING,
+            render.when(dispatch.claimed_at),
+        ),
+        limit_id,
     )
 
 

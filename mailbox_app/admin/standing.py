@@ -9,8 +9,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from mailbox_app.admin import render
-from mailbox_app.models import AgentRegistration, Dispatch, Pause, Run, Thread
-from mailbox_app.operations import pauses
+from mailbox_app.models import AgentRegistration, Dispatch, Limit, Pause, Run, Thread
+from mailbox_app.operations import limits, pauses
 from mailbox_app.states import DispatchStatus, RunStatus
 
 
@@ -72,7 +72,12 @@ class Standing:
         standing = pauses.of_dispatch(dispatch)
         if standing:
             yield held_up(standing)
-        yield from self._blocked(self._run.thread)
+        dispatch.thread = self._run.thread
+        reached = limits.of_dispatch(dispatch)
+        if reached:
+            yield kept(reached)
+        else:
+            yield from self._blocked(self._run.thread)
         if dispatch.unrunnable_since is not None:
             yield f"Unrunnable: no live worker can run it since {render.when(dispatch.unrunnable_since)}"
         elif (
@@ -101,6 +106,23 @@ def held_up(standing: Sequence[Pause]) -> SafeString:
                 f": {render.cell(one.note)}" if one.note else "",
             )
             for one in standing
+        ),
+    )
+
+
+def kept(reached: Sequence[Limit]) -> SafeString:
+    """A line for each limit: what it allows, how many hold a permit, and why."""
+    return format_html_join(
+        SafeString("<br>"),
+        "Kept by the limit of {}: {}{}{}",
+        (
+            (
+                render.link(Limit, one.pk, f"{one.kind} {render.cell(one.name)}"),
+                one.bounds,
+                "" if one.most is None else f" ({one.held} held)",  # type: ignore[attr-defined]
+                f": {render.cell(one.note)}" if one.note else "",
+            )
+            for one in reached
         ),
     )
 

@@ -10,9 +10,9 @@ from mailbox_app.admin import render, sections
 from mailbox_app.admin.acting import ActingAdmin
 from mailbox_app.admin.acts import PAUSE, RESUME
 from mailbox_app.admin.base import age
-from mailbox_app.admin.standing import held_up
+from mailbox_app.admin.standing import held_up, kept
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
-from mailbox_app.operations import pauses as verbs
+from mailbox_app.operations import limits, pauses
 
 
 @admin.register(Thread)
@@ -31,7 +31,8 @@ class ThreadAdmin(ActingAdmin):
                     ("key", "scope", "title"),
                     ("open_run", "active_run", "latest_run"),
                     ("due", "due_agent", "wakes_at", "blocked_reason"),
-                    "pauses",
+                    "held_up",
+                    "kept",
                     ("created_at", "updated_at", "deleted_at"),
                 )
             },
@@ -87,6 +88,11 @@ class ThreadAdmin(ActingAdmin):
         return f"{render.instant(thread.due_at)} on {thread.due_queue}, priority {thread.due_priority}"
 
     @admin.display(description="pauses")
-    def pauses(self, thread: Thread) -> Any:
+    def held_up(self, thread: Thread) -> Any:
         """What keeps it from going on: who paused what, when and why."""
-        return held_up(verbs.of_thread(thread)) or render.NOTHING
+        return held_up(pauses.of_thread(thread)) or render.NOTHING
+
+    @admin.display(description="limit")
+    def kept(self, thread: Thread) -> Any:
+        """Which limit is reached and keeps it from going on."""
+        return kept(limits.of_thread(thread)) or render.NOTHING

@@ -15,7 +15,8 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
         os.replace(building, path)
     except BaseException:
-        os.unlink(building)
+        # An interrupt may come after the renaming: it is told, not that there is nothing left to delete.
+        Path(building).unlink(missing_ok=True)
         raise
 
 

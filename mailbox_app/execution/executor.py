@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import mmap
 import os
 import sys
@@ -56,6 +57,8 @@ class Executor:
         self._claiming: dict[tuple[str, bool], Together[uuid.UUID, claim.Claimed]] = {}
         # Shared with the children that a pool forks: only their parent hears that the worker is to end.
         self._leaving: mmap.mmap | None = None
+        # When this process (monotonic) was seen to be leaving, and whether it has handed back what it held since.
+        self._leaving_since, self._has_handed_back = math.inf, False
 
     def prepare(self) -> None:
         """Before the pool forks."""
@@ -104,6 +107,27 @@ class Executor:
                 # was due already, will send no signal. Look again rather than leave it to the sweep.
                 time.sleep(pause)
                 pause *= 2
+
+    def leave_in_time(self) -> bool:
+        """Hand back what still runs `stop_seconds` after the worker was told to end; True: it ran on all the same.
+
+        To be called about once a second: the runs have one more of them to notice that they own nothing any more.
+        """
+        now = time.monotonic()
+        if not self.is_leaving or self._retiring.locked():
+            return False
+        self._leaving_since = min(self._leaving_since, now)
+        if now < self._leaving_since + max(conf.stop_seconds, _LAST_CLAIM_SECONDS):
+            return False
+        if not (tokens := self._keeper.tokens):
+            return self._has_handed_back
+        # Before the runs are told: the process may be gone as soon as the last of them has stopped. Should the database
+        # be away, their leases are kept, and the next call tries again.
+        handed_back = settle.hand_back(tokens=tokens)
+        self._keeper.drop_all()
+        self._has_handed_back = True
+        observe("worker.handed_back", level=logging.WARNING, handed_back=handed_back)
+        return False
 
     def drain(self, *, is_hurried: Callable[[], bool]) -> bool:
         """Wait until the runs on the event loop have ended; False if told to hurry meanwhile."""
@@ -178,7 +202,9 @@ class Executor:
         while self._keeper.tokens and time.monotonic() < stop_at:
             time.sleep(0.05)
         try:
-            handed_back = settle.hand_back(tokens=self._keeper.drop_all())
+            # Before the runs are told, as above.
+            handed_back = settle.hand_back(tokens=self._keeper.tokens)
+            self._keeper.drop_all()
             observe("worker.retired", level=logging.WARNING, handed_back=handed_back, exit_code=EXIT_CODE)
         except Exception as error:  # the process ends all the same; leases run out by themselves
             observe("worker.retired", level=logging.ERROR, error=type(error).__name__, exit_code=EXIT_CODE)

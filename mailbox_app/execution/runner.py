@@ -29,6 +29,10 @@ from mailbox_app.telemetry import observe
 # How long past its time limit a child may go on before C code ends it: the keeper's settle gets this long.
 _HARD_LIMIT_GRACE_SECONDS = 5.0
 
+# A pool child that is told to end, as all are by a cold shutdown, does sys.exit(signal - 256) where it stands, in
+# billiard's handler. That is the worker's end, and costs the run no attempt.
+_SIGNALLED = range(-255, -191)
+
 # The loop itself keeps no task alive.
 _tidying: set[asyncio.Task[Any]] = set()
 
@@ -99,7 +103,7 @@ def _execute(activation: Activation) -> Outcome:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library's cancellation is no Exception, and must not end the worker either
-        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        if isinstance(error, SystemExit) and (type(error) is not SystemExit or error.code in _SIGNALLED):
             raise  # the worker's own shutdown, not the agent's sys.exit()
         return _failed(error, activation)
 

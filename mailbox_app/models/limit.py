@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.db import models
-from django.db.models import Count, DurationField, Exists, ExpressionWrapper, F, Func, OuterRef, Q
-from django.db.models.functions import Now
+from django.db.models import Count, DurationField, Exists, ExpressionWrapper, F, Func, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce, Now
 
 from mailbox_app.models.base import iff, not_blank, uuid7
 
@@ -47,7 +47,9 @@ class LimitQuerySet(models.QuerySet["Limit"]):
 
     def with_held(self) -> "LimitQuerySet":
         """With `held`: how many runs hold a permit now."""
-        return self.annotate(held=Count("permits", filter=Q(permits__dispatch_id__isnull=False)))
+        held = Permit.objects.held().filter(limit=OuterRef("pk")).values("limit").annotate(number=Count("pk"))
+        # A look for each row that is read, not a join of all limits and permits there are.
+        return self.annotate(held=Coalesce(Subquery(held.values("number")), 0))
 
 
 class Limit(models.Model):

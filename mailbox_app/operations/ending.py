@@ -52,7 +52,7 @@ def cancel(thread: Thread, dispatch: Dispatch) -> None:
     """End a claimed dispatch and its run as cancelled; under the fence."""
     termination = {"type": TerminationType.CANCELLED}
     ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
-    thread.move(dispatch, STOP, **ended, **UNCLAIMED)
+    thread.move(dispatch, STOP, lost_count=dispatch.lost_count, **ended, **UNCLAIMED)
     unread = freeze.unread(thread=thread, run=dispatch.run)
     finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
 

@@ -107,10 +107,11 @@ def refit(ids: Collection[uuid.UUID]) -> None:
 
 def of_dispatch(dispatch: Dispatch) -> list[Limit]:
     """The limit that keeps a queued dispatch from starting now, if one does: [it], else []."""
+    if dispatch.claim_token is not None or dispatch.completed_at is not None:
+        return []
     thread = dispatch.thread
-    is_queued = dispatch.claim_token is None and dispatch.completed_at is None
     is_next = thread.open_run_id in (None, dispatch.run_id)
-    return _keeping(thread, dispatch.agent) if is_queued and is_next else []
+    return _keeping(thread, dispatch.agent) if is_next else []
 
 
 def of_thread(thread: Thread) -> list[Limit]:

@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import gauges, metrics
 from mailbox_app.models import AgentRegistration, Dispatch, Run, Thread
+from mailbox_app.operations import limits, pauses, settle
 from tests import given, make
+from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
 URL = "/metrics"
@@ -132,6 +134,65 @@ def test_the_oldest_due_work_of_a_queue_is_found_whatever_its_agent_and_priority
     assert set(found) == {"fast", "slow"}
     assert 300 <= found["fast"] < 360
     assert 3600 <= found["slow"] < 3660
+
+
+def test_what_is_paused_makes_no_due_work_old_and_pauses_are_counted_by_what_is_paused() -> None:
+    given.registration(agent="b", queues=["mailbox.default"])
+    for queue, agent, minutes in (("fast", "a", 1), ("fast", "b", 60), ("slow", "a", 90), ("slow", "b", 120)):
+        given.thread(due_at=Now() - timedelta(minutes=minutes), due_queue=queue, due_agent=agent, due_priority=0)
+    of_thread = make.run(agent="b")
+    kinds = {("mailbox_pauses", kind): 0.0 for kind in ("agent", "queue", "thread")}
+    assert {key: value for key, value in scraped().items() if key[0] == "mailbox_pauses"} == kinds
+    pauses.pause(kind="thread", name=str(of_thread.thread_id))
+    pauses.pause(kind="agent", name="b")
+    pauses.pause(kind="queue", name="slow")
+    samples = scraped()
+    found = {key[1]: value for key, value in samples.items() if key[0] == "mailbox_oldest_due_age_seconds"}
+    assert set(found) == {"fast"}
+    assert 60 <= found["fast"] < 120
+    assert {key for key in kinds if samples[key] == 1} == set(kinds)
+    pauses.resume(kind="agent", name="b")
+    samples = scraped()
+    assert samples["mailbox_oldest_due_age_seconds", "fast"] >= 3600
+    assert samples["mailbox_pauses", "agent"] == 0
+
+
+def test_permits_of_each_limit_are_shown_held_and_free() -> None:
+    limits.put(kind="agent", name="echo", most=3)
+    limits.put(kind="scope", name="acme", most=1)
+    limits.put(kind="agent", name="rated", starts=1, seconds=1)
+    scene.posted_and_taken(scope="acme")
+    limits.put(kind="agent", name="echo", most=2)
+    assert {key[1:]: value for key, value in scraped().items() if key[0] == "mailbox_limit_permits"} == {
+        ("agent", "echo", "held"): 1,
+        ("agent", "echo", "free"): 1,
+        ("scope", "acme", "held"): 1,
+        ("scope", "acme", "free"): 0,
+    }
+
+
+def test_a_permit_that_is_to_go_is_not_shown_as_free() -> None:
+    limits.put(kind="agent", name="echo", most=2)
+    running = [scene.posted_and_taken() for _ in range(2)]
+    limits.put(kind="agent", name="echo", most=1)
+    for one in running:
+        settle.complete(one)
+    samples = scraped()
+    held, free = (samples["mailbox_limit_permits", "agent", "echo", state] for state in ("held", "free"))
+    assert (held, free) == (0, 1)
+
+
+def test_no_more_limits_are_shown_than_a_scrape_can_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> list[str]:
+        return [key[2] for key in scraped() if key[0] == "mailbox_limit_permits" and key[3] == "free"]
+
+    for name in ("d", "b", "a", "c"):
+        limits.put(kind="scope", name=name, most=2)
+    assert shown() == ["a", "b", "c", "d"]
+    monkeypatch.setattr(gauges, "_MOST_LIMITS", 3)
+    assert shown() == ["a", "b", "c"]
+    monkeypatch.setattr(gauges, "_MOST_COUNTED", 5)
+    assert shown() == ["a", "b"]
 
 
 def test_dead_letters_are_shown_until_somebody_deals_with_them() -> None:

@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 
 from mailbox_app.api.v1 import schema
 from mailbox_app.models import Dispatch, Run, Thread
-from mailbox_app.operations import pauses, settle, threads
+from mailbox_app.operations import limits, pauses, settle, threads
 from mailbox_project.wsgi import application
 from tests import make
 from tests.operations import scene
@@ -77,6 +77,8 @@ def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
     other = scene.post(scope="other")
     if path.endswith("/pauses"):
         pauses.pause(kind="agent", name="echo")
+    if path.endswith("/limits"):
+        limits.put(kind="agent", name="echo", most=2, starts=5, seconds=60)
     return {
         "thread_id": [str(pk) for pk in Thread.objects.order_by("pk").values_list("pk", flat=True)],
         # Those that can still be changed come up more often.
@@ -94,7 +96,7 @@ def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
 @pytest.fixture
 def credentials(path: str, settings: Any) -> dict[str, dict[str, str]]:
     """A token; a session of somebody on the staff where none would do."""
-    if not path.endswith(("/run-now", "/versions", "/pauses")):
+    if not path.endswith(("/run-now", "/versions", "/pauses", "/limits")):
         return {"headers": {"Authorization": f"Bearer {make.token(scope=scene.SCOPE)[1]}"}}
     settings.MAILBOX = {**settings.MAILBOX, "scope_for_user": "tests.api.test_dead_letters.scope_of_user"}
     client, csrf = Client(), "a" * 32

@@ -33,6 +33,7 @@ def test_a_created_thread_is_shown_as_it_is_read_later() -> None:
         "latest_run_id": None,
         "blocked_reason": "",
         "pauses": [],
+        "limits": [],
         "created_at": thread.created_at.isoformat().replace("+00:00", "Z"),
         "updated_at": thread.updated_at.isoformat().replace("+00:00", "Z"),
     }

@@ -115,6 +115,21 @@ def paused(monkeypatch: pytest.MonkeyPatch) -> list[waiting.Later]:
     return begun
 
 
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[waiting.Later]:
+    """The answer that waits, once for each time it has looked."""
+    looked: list[waiting.Later] = []
+    look = waiting.Later._look
+
+    def noted(answer: waiting.Later) -> bool:
+        found = look(answer)
+        looked.append(answer)
+        return found
+
+    monkeypatch.setattr(waiting.Later, "_look", noted)
+    return looked
+
+
 @pytest.mark.usefixtures("_patient")
 def test_a_thread_deleted_during_a_wait_is_410(paused: list[waiting.Later]) -> None:
     posted = scene.post()
@@ -190,12 +205,15 @@ def test_cancel_answers_200_for_a_run_that_ends_here_and_202_while_a_worker_is_a
 @pytest.mark.parametrize(
     ("end", "outcome"), [(settle.stopped, "cancelled"), (settle.complete, "already_done")], ids=["stopped", "completed"]
 )
-def test_cancel_waits_for_the_worker_and_tells_how_the_run_ended(end: Callable[[Any], None], outcome: str) -> None:
+def test_cancel_waits_for_the_worker_and_tells_how_the_run_ended(
+    end: Callable[[Any], None], outcome: str, looks: list[waiting.Later]
+) -> None:
     taken = scene.posted_and_taken()
     api = make.api(scope=scene.SCOPE)
 
     def act() -> None:
-        until(lambda: scene.dispatch(taken).cancel_requested_at, "the request is on the row")
+        until(lambda: len(looks) > 1, "the request waits")
+        assert scene.dispatch(taken).cancel_requested_at
         end(taken)
 
     answer = meanwhile(lambda: api.post(f"/runs/{taken.run_id}/cancel?wait=5"), act)
@@ -209,6 +227,50 @@ def test_cancel_waits_no_longer_than_told_or_set(settings: Any) -> None:
     assert (answer.status_code, answer.json()["outcome"]) == (202, "requested")
 
 
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize(
+    ("end", "outcome"), [(settle.stopped, "cancelled"), (settle.complete, "already_done")], ids=["stopped", "completed"]
+)
+@pytest.mark.parametrize("act", ["interrupt", "cancel"])
+def test_stopping_a_thread_waits_for_the_worker_and_tells_how_its_run_ended(
+    act: str, end: Callable[[Any], None], outcome: str, looks: list[waiting.Later]
+) -> None:
+    taken = scene.posted_and_taken()
+    queued = scene.post(thread_id=taken.thread_id)
+    api = make.api(scope=scene.SCOPE)
+
+    def stop() -> None:
+        until(lambda: len(looks) > 1, "the request waits")
+        assert scene.dispatch(taken).cancel_requested_at
+        end(taken)
+
+    answer = meanwhile(lambda: api.post(f"/threads/{taken.thread_id}/{act}?wait=5"), stop)
+    told = answer.json()
+    assert answer.status_code == 200
+    if act == "interrupt":
+        assert (told["run_id"], told["outcome"]) == (str(taken.run_id), outcome)
+        assert told["superseded_run_ids"] == [str(queued.run_id)]
+    else:
+        stopped = [str(taken.run_id)] if outcome == "cancelled" else []
+        assert told["cancelled_run_ids"] == [*stopped, str(queued.run_id)]
+        assert told["requested_run_id"] is None
+
+
+@pytest.mark.parametrize("act", ["interrupt", "cancel"])
+def test_stopping_a_thread_waits_no_longer_than_told_or_set_and_for_nobody_if_nothing_runs(
+    act: str, settings: Any
+) -> None:
+    taken, posted = scene.posted_and_taken(), scene.post()
+    api = make.api(scope=scene.SCOPE)
+    begun = time.monotonic()
+    assert api.post(f"/threads/{posted.thread_id}/{act}?wait=5").status_code == 200
+    assert scene.run(posted).status == "done"
+    assert time.monotonic() - begun < 4
+    settings.MAILBOX = {**settings.MAILBOX, "cancel_wait_seconds": 0.05}
+    answer = api.post(f"/threads/{taken.thread_id}/{act}?wait=60")
+    assert (answer.status_code, scene.run(taken).status) == (202, "running")
+
+
 def test_a_cancel_that_is_refused_changes_nothing() -> None:
     posted = scene.post()
     api = make.api(scope=scene.SCOPE)
@@ -218,6 +280,9 @@ def test_a_cancel_that_is_refused_changes_nothing() -> None:
         for path, body, status in (
             (f"/runs/{posted.run_id}/cancel?wait=x", {}, 400),
             (f"/runs/{posted.run_id}/cancel?wiat=1", {}, 422),
+            (f"/threads/{posted.thread_id}/cancel?wait=x", {}, 400),
+            (f"/threads/{posted.thread_id}/interrupt?wait=x", {}, 400),
+            (f"/threads/{posted.thread_id}/interrupt?wiat=1", {}, 422),
             (f"/runs/{posted.run_id}/cancel", {"reason": "x" * 201}, 422),
             (f"/runs/{posted.run_id}/cancel", {"why": "x"}, 422),
             (f"/runs/{posted.run_id}/cancel", [], 422),

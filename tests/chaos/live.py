@@ -86,6 +86,10 @@ class Watched:
         return self.live.rows("SELECT * FROM mailbox_run WHERE id = %s", self.run_id)[0]
 
     @property
+    def thread(self) -> dict[str, Any]:
+        return self.live.rows("SELECT * FROM mailbox_thread WHERE id = %s", self.thread_id)[0]
+
+    @property
     def dispatch(self) -> dict[str, Any]:
         return self.live.rows("SELECT * FROM mailbox_dispatch WHERE run_id = %s", self.run_id)[0]
 

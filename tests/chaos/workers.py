@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Worker:
     """`celery worker` on the stack's database and broker; ready inside the block, gone after it."""
 
+    # What it says when it is.
+    READY = " ready."
+
     def __init__(
         self,
         live: Live,
@@ -26,7 +30,8 @@ class Worker:
         queue: str = "mailbox.default",
         **environment: str,
     ) -> None:
-        self.name, self.log = name, live.folder / f"{name}.log"
+        # One that is started again under its name has a log of its own.
+        self.name, self.log = name, live.folder / f"{name}-{uuid.uuid4().hex[:8]}.log"
         self._command = [
             *(sys.executable, "-m", "celery", "-q", "-A", "mailbox_project", "worker", "-E", "--loglevel", "INFO"),
             *("--without-mingle", "--without-gossip", "-n", f"{name}@%h", "-Q", queue),
@@ -63,7 +68,7 @@ class Worker:
         with self.log.open("wb") as output:
             self.process = spawn(self._command, env=self._environment, cwd=ROOT, output=output)
         try:
-            self.wait_output(" ready.", 60)
+            self.wait_output(self.READY, 60)
         except BaseException:
             end(self.process)
             raise

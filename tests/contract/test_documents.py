@@ -15,6 +15,7 @@ import pytest
 
 from mailbox_app import checks, conf, metrics, states
 from mailbox_app.api.v1 import errors, schema
+from tests.chaos import kills
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,11 @@ A rate over the sum of all instances is right where each instance has a folder o
 as long as the folder does.
 
 """
+KILLS = """# Who is ended by what, where
+
+Printed by `python -m tests.chaos.kills`: each name is a cell, a test of `tests/chaos/test_kills.py`. A round of the
+suite takes the bold ones, `MAILBOX_KILLS=all` takes all. The COMMITs that are cut off are in `tests/chaos/commits.py`.
+"""
 DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/states.md": (STATES, states.diagram),
     "docs/settings.md": (SETTINGS, conf.reference),
@@ -79,6 +85,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/errors.md": (ERRORS, errors.reference),
     "docs/openapi.yaml": (OPENAPI, schema.printed),
     "docs/metrics.md": (METRICS, metrics.reference),
+    "tests/chaos/kills.md": (KILLS, kills.table),
 }
 
 

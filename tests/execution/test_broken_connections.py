@@ -158,6 +158,33 @@ def test_a_wait_whose_commit_was_not_answered_is_begun_once(perform: Perform, mo
     assert scene.kinds(one).count("RunSuspended") == 1
 
 
+@pytest.mark.parametrize("is_committed", [False, True], ids=["not committed", "not answered"])
+def test_a_burial_that_fails_once_is_told_again_and_the_agent_is_not_called_again(
+    is_committed: bool, perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury, calls, tries = settle.dead_letter, [], []
+
+    def fails_once(*args: Any, **given: Any) -> None:
+        tries.append(1)
+        if is_committed or len(tries) > 1:
+            bury(*args, **given)
+        if len(tries) == 1:
+            lose_connection()
+            raise OperationalError("server closed the connection unexpectedly")
+
+    def agent(ctx: Context) -> None:
+        calls.append(ctx.attempt)
+        raise Permanent("no such model")
+
+    monkeypatch.setattr(settle, "dead_letter", fails_once)
+    one = perform(agent)
+    assert (calls, len(tries)) == ([1], 2)
+    dispatch, run = scene.dispatch(one), scene.run(one)
+    assert (dispatch.status, dispatch.attempt_count, dispatch.lost_count) == ("dead_letter", 1, 0)
+    assert run.error == {"code": "permanent", "message": "Permanent: no such model"}
+    assert (run.status, scene.kinds(one).count("RunErrored")) == ("done", 1)
+
+
 @pytest.mark.parametrize("failing", ["function", "record"])
 def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
     failing: str, perform: Perform, again: Callable[..., Claim], monkeypatch: pytest.MonkeyPatch

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import redis
+from django.db import OperationalError
 
 from mailbox_app import channel, tasks
 from mailbox_app.conf import conf
 from mailbox_app.execution import AsyncContext
+from mailbox_app.execution import executor as executor_module
 from mailbox_app.execution.executor import Executor
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
 from mailbox_app.execution.pool import Pool
 from mailbox_app.models import Dispatch
-from mailbox_app.operations import pauses, recover
+from mailbox_app.operations import pauses, recover, settle
 from tests.execution.conftest import Register
 from tests.operations import scene
 from tests.races.actors import until
@@ -181,6 +183,34 @@ def test_children_forked_before_hear_that_the_worker_is_to_end(executor: Executo
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     os.close(reads)
     os.close(writes)
+
+
+def test_a_process_that_is_to_end_hands_back_what_has_not_ended_in_time(
+    executor: Executor, waits: Callable[[], None], queue: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stop_seconds": 0, "max_async_runs": 2}
+    monkeypatch.setattr(executor_module, "_LAST_CLAIM_SECONDS", 0.2)
+    posted = [scene.post(agent="waits") for _ in range(2)]
+    assert work(executor, queue) == 2
+    assert not executor.leave_in_time(), "nobody told it to end"
+    executor.stop_claiming()
+    assert not executor.leave_in_time()
+    assert {scene.dispatch(one).status for one in posted} == {"claimed"}, "a claim that had begun is let be under way"
+
+    def is_away(**_: Any) -> int:
+        raise OperationalError
+
+    time.sleep(0.2)
+    with monkeypatch.context() as away:
+        away.setattr(settle, "hand_back", is_away)
+        with pytest.raises(OperationalError):
+            executor.leave_in_time()
+    assert {scene.dispatch(one).status for one in posted} == {"claimed"}, "and its leases are kept: it is tried again"
+    assert not executor.leave_in_time(), "its code has a moment to notice"
+    rows = [scene.dispatch(one) for one in posted]
+    assert {(row.status, row.attempt_count, row.lost_count) for row in rows} == {("queued", 0, 0)}
+    until(lambda: executor.drain(is_hurried=lambda: True), "its async runs are cancelled")
+    assert executor.leave_in_time(), "whatever still runs is nobody's"
 
 
 def test_what_is_no_worker_is_never_retired(executor: Executor) -> None:

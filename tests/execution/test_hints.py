@@ -13,10 +13,11 @@ import redis
 from celery import current_app
 from django.db import transaction
 
-from mailbox_app import channel, hints
+from mailbox_app import channel, hints, metrics
 from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
 from mailbox_app.operations import settle
+from mailbox_app.tally import tally
 from tests.operations import scene
 from tests.races.actors import until
 
@@ -57,6 +58,12 @@ def waiting(queue: str) -> int:
     return int(redis.Redis.from_url(conf.redis_url).llen(queue))
 
 
+def arrive(queue: str) -> None:
+    """A worker takes what waits."""
+    redis.Redis.from_url(conf.redis_url).delete(queue)
+    channel.lower_flag(queue)
+
+
 def timed_wake(queue: str) -> float:
     started = time.monotonic()
     hints.wake(queue)
@@ -67,9 +74,16 @@ def test_signals_are_coalesced_until_one_arrives(queue: str) -> None:
     for _ in range(5):
         hints.wake(queue)
     assert waiting(queue) == 1
-    channel.lower_flag(queue)
+    arrive(queue)
     hints.wake(queue)
-    assert waiting(queue) == 2
+    assert waiting(queue) == 1
+
+
+def test_while_every_slot_is_busy_one_signal_waits_however_often_the_flag_falls(queue: str) -> None:
+    for _ in range(5):
+        channel.lower_flag(queue)
+        hints.wake(queue)
+    assert waiting(queue) == 1
 
 
 def test_the_sweep_fills_a_queue_up_whatever_its_flag_says(queue: str) -> None:
@@ -88,8 +102,7 @@ def test_a_dead_redis_for_hints_silences_no_healthy_broker(queue: str, own_redis
         unused.bind(("127.0.0.1", 0))
         broker(settings, own_redis.url, redis_url=f"redis://127.0.0.1:{unused.getsockname()[1]}/0")
     hints.wake(queue)
-    hints.wake(queue)
-    assert hints.fill(queue, signals=5) == 3
+    assert hints.fill(queue, signals=5) == 4
     assert redis.Redis.from_url(own_redis.url).llen(queue) == 5
 
 
@@ -119,6 +132,28 @@ def test_a_broker_that_is_not_our_redis_costs_little_once_too(queue: str, settin
     assert timed_wake(queue) < LIMIT
     assert channel.breaker_of(hints._broker_url()).is_open()
     assert timed_wake(queue) < 0.05
+
+
+@pytest.mark.parametrize(("has_channel", "peer"), [(True, "channel"), (False, "signal")])
+def test_trouble_is_counted_once_a_pause_by_what_did_not_go_out(
+    has_channel: bool, peer: str, queue: str, own_redis: Redis, settings: Any
+) -> None:
+    tally.close()
+    broker(settings, own_redis.url, redis_url=None if has_channel else "", broker_retry_seconds=60, metrics_folder="")
+    hints.wake(queue)
+    assert failures() == {}, "what goes out is no failure"
+    own_redis.stop()
+    for failed in (1, 2):
+        for _ in range(3):
+            hints.wake(queue)
+        assert failures() == {peer: failed}
+        channel.forget_failures()
+
+
+def failures() -> dict[str, float]:
+    """What is counted of signals and hints that did not go out, by peer."""
+    samples = [sample for family in metrics.counted() for sample in family.samples]
+    return {s.labels["peer"]: s.value for s in samples if s.name == "mailbox_signal_failures_total"}
 
 
 @pytest.mark.parametrize("has_channel", [True, False], ids=["also our Redis", "the broker alone"])
@@ -206,22 +241,22 @@ def test_a_signal_is_sent_after_commit_and_only_when_a_thread_becomes_due(queue:
         posted = scene.post()
         assert waiting(queue) == 0, "nothing is visible yet"
     assert waiting(queue) == 1
-    channel.lower_flag(queue)
+    arrive(queue)
     scene.post(thread_id=posted.thread_id)
-    assert waiting(queue) == 1, "the thread was due already"
+    assert waiting(queue) == 0, "the thread was due already"
     claim = scene.taken(queue=queue)
     scene.post(thread_id=posted.thread_id)
-    assert (waiting(queue), claim.run_id) == (1, posted.run_id), "the thread is taken"
+    assert (waiting(queue), claim.run_id) == (0, posted.run_id), "the thread is taken"
 
 
 @pytest.mark.django_db(transaction=True)
 def test_work_under_a_key_used_before_is_signalled_anew(queue: str, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "default_queue": queue}
-    for times in (1, 2):
+    for _ in range(2):
         scene.post(dedupe_key="once")
-        assert waiting(queue) == times
+        assert waiting(queue) == 1
         settle.complete(scene.taken(queue=queue))
-        channel.lower_flag(queue)
+        arrive(queue)
 
 
 @pytest.mark.django_db(transaction=True)

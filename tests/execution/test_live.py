@@ -8,9 +8,11 @@ import redis
 
 from mailbox_app import channel
 from mailbox_app.conf import conf
+from mailbox_app.devtools.servers import Redis
 from mailbox_app.execution import Context
 from tests.execution.conftest import Perform
 from tests.operations import scene
+from tests.races.actors import until
 
 pytestmark = pytest.mark.django_db
 
@@ -38,6 +40,33 @@ def test_deltas_arrive_with_their_attempt_and_offset_and_are_stored_nowhere(perf
         {"type": "delta", "attempt": 1, "offset": 9, "text": "!"},
     ]
     assert scene.kinds(claim) == ["ThreadCreated", "RunQueued", "RunStarted", "RunFinished"]
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["reads nothing", "leaves half-way"])
+def test_a_listener_that_is_slow_or_leaves_disturbs_no_run(
+    perform: Perform, own_redis: Redis, settings: Any, leaves: bool
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "redis_url": own_redis.url}
+    server = redis.Redis.from_url(own_redis.url)
+    # What waits for a listener is limited; whoever lets more pile up is cut off.
+    server.config_set("client-output-buffer-limit", "pubsub 200000 100000 1")
+    listener = redis.Redis.from_url(own_redis.url).pubsub()
+
+    def agent(ctx: Context) -> str:
+        topic = f"mailbox:run:{ctx.run_id}"
+        listener.subscribe(topic)
+        until(lambda: server.pubsub_numsub(topic)[0][1] == 1, "somebody listens")
+        for number in range(2_000):
+            ctx.delta("x" * 10_000)
+            if leaves and number == 1_000:
+                listener.close()
+        assert server.pubsub_numsub(topic)[0][1] == 0, "nobody listens any more"
+        return "done"
+
+    claim = perform(agent, max_attempts=1)
+    listener.close()
+    assert (scene.dispatch(claim).status, scene.run(claim).final_output) == ("acked", "done")
+    assert not channel.breaker_of(own_redis.url).is_open()
 
 
 def test_without_redis_a_delta_does_nothing(perform: Perform, settings: Any) -> None:

@@ -1,6 +1,7 @@
 """How an agent's end becomes its dispatch's end; nothing an agent does ends the runner."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -199,16 +200,21 @@ def test_a_long_error_is_cut() -> None:
     assert readable("x" * 2000) == "x" * 2000
 
 
-def test_the_worker_s_own_shutdown_passes_through(register: Register, keeper: LeaseKeeper) -> None:
-    class WorkerShutdown(SystemExit):
-        pass
+class WorkerShutdown(SystemExit):
+    """As Celery's own."""
 
-    register(ends_with(WorkerShutdown(0)))
+
+@pytest.mark.parametrize(
+    "error", [WorkerShutdown(0), *(SystemExit(number - 256) for number in (signal.SIGTERM, signal.SIGQUIT))], ids=repr
+)
+def test_the_worker_s_own_shutdown_passes_through(error: SystemExit, register: Register, keeper: LeaseKeeper) -> None:
+    register(ends_with(error))
     scene.post(agent="probe")
     claim = scene.taken(agents=("probe",))
-    with pytest.raises(WorkerShutdown):
+    with pytest.raises(type(error)):
         runner.run(claim, keeper=keeper, own_process=False)
-    assert scene.dispatch(claim).status == "claimed", "its lease runs out, or the worker hands it back"
+    dispatch = scene.dispatch(claim)
+    assert (dispatch.status, dispatch.attempt_count) == ("claimed", 0), "its lease runs out"
 
 
 def test_sys_exit_in_an_agent_ends_its_attempt_and_no_more(perform: Perform) -> None:

@@ -1,5 +1,6 @@
 """Beat, or the maintenance worker, is gone: executing processes run the passes."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from django.db.models.functions import Now
 
 from mailbox_app import tasks
+from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.models import Dispatch, Maintenance
 from tests.operations import scene
 
@@ -33,6 +35,20 @@ def test_a_pass_that_is_late_by_two_intervals_is_run_and_written_down(name: str,
     assert row.now - row.last_started_at < timedelta(seconds=10)
     assert row.last_finished_at >= row.last_started_at
     assert tasks.standby.look() == []
+
+
+def test_starting_again_starts_nothing_more() -> None:
+    looked = threading.Event()
+
+    def stay() -> None:
+        threading.Event().wait()  # else it would look for ever, at other tests' databases
+
+    standby = Standby({"sweep": Pass(lambda: 0.0, lambda: None)}, chores=[looked.set, stay])
+    before = threading.active_count()
+    for _ in range(3):
+        standby.start()
+    assert threading.active_count() == before + 1
+    assert looked.wait(20)
 
 
 def test_a_pass_that_never_ran_is_late() -> None:

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from mailbox_app import catalogue, channel, hints, tasks
 from mailbox_app.conf import conf
 from mailbox_app.execution import Context, registry
-from mailbox_app.models import AgentRegistration, Maintenance, Message, Run, Thread
+from mailbox_app.models import AgentRegistration, Dispatch, Maintenance, Message, Run, Thread
 from mailbox_app.operations import claim, settle
 from mailbox_app.signals import gc_done
 from tests import given
@@ -147,6 +147,36 @@ def test_each_pass_writes_down_who_ran_it_and_when() -> None:
         assert row.last_finished_at is not None
         assert row.last_started_at <= row.last_finished_at
         assert row.worker
+
+
+def test_a_pass_goes_on_batch_after_batch_until_nothing_is_left(queue: str, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2}
+    over, lost = [], []
+    for claims in (over, lost):
+        for _ in range(5):
+            scene.post()
+            claims.append(scene.taken(queue=queue))
+    for one in over:
+        settle.complete(one)
+        Dispatch.objects.filter(pk=one.dispatch_id).update(completed_at=Now() - timedelta(days=1, minutes=1))
+    for one in lost:
+        scene.expire_lease(one)
+    tasks.gc.apply()
+    assert set(Dispatch.objects.values_list("pk", flat=True)) == {one.dispatch_id for one in lost}
+    tasks.sweep.apply()
+    assert {scene.dispatch(one).status for one in lost} == {"queued"}
+    assert [scene.dispatch(one).lost_count for one in lost] == [1] * 5
+
+
+def test_a_pass_whose_time_is_over_leaves_the_rest_to_the_next(queue: str, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "batch_size": 2, "pass_seconds": 0.05}
+    for _ in range(5):
+        scene.post()
+        scene.expire_lease(scene.taken(queue=queue))
+    for left in (3, 1, 0):
+        tasks.sweep.apply()
+        assert Dispatch.objects.claimed().count() == left
+        Maintenance.objects.update(last_started_at=Now() - timedelta(minutes=1))
 
 
 def test_a_team_cleans_up_after_each_pass_of_gc_and_its_errors_stop_nobody(caplog: pytest.LogCaptureFixture) -> None:

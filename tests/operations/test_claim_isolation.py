@@ -14,7 +14,7 @@ from django.db import OperationalError, transaction
 from mailbox_app import channel, tasks
 from mailbox_app.conf import conf
 from mailbox_app.models import Dispatch, Run, Thread
-from mailbox_app.operations import claim, settle
+from mailbox_app.operations import cancel, claim, settle
 from mailbox_app.operations.submit import Receipt
 from tests.operations import scene
 from tests.races.actors import start
@@ -80,6 +80,38 @@ def test_a_head_that_cannot_be_claimed_keeps_no_other_waiting_and_is_told(caplog
     facts = [record.mailbox for record in caplog.records if record.message.startswith("claim.failed ")]
     assert [(one["thread_id"], one["error"]) for one in facts] == [(broken.thread_id, "AttributeError")] * 3
     assert (scene.dispatch(broken).status, scene.run(broken).status, scene.log(broken)) == ("queued", "created", [])
+
+
+SPOILED: dict[str, Any] = {
+    "a list": [1],
+    "a text": "options",
+    "a number": 7,
+    "options are a number": {"options": 7},
+    "options are a list": {"options": ["fast"]},
+    "metadata are a text": {"metadata": "none"},
+}
+
+
+@pytest.mark.parametrize("activation", SPOILED.values(), ids=SPOILED.keys())
+def test_a_run_whose_snapshot_cannot_be_read_is_not_executed_by_guess_and_goes_on_once_it_is_mended(
+    activation: Any,
+) -> None:
+    posted = scene.post(options={"model": "small"})
+    whole = scene.run(posted).activation
+    Run.objects.filter(pk=posted.run_id).update(activation=activation)
+    with scene.nothing_changes():
+        assert scene.take() is None
+        assert scene.take() is None, "and not taken the second time"
+    Run.objects.filter(pk=posted.run_id).update(activation=whole)
+    assert scene.taken().options == {"model": "small"}
+
+
+def test_a_run_whose_snapshot_cannot_be_read_can_be_cancelled_and_frees_its_thread() -> None:
+    broken = bad(scene.post("bad"))
+    behind = scene.post("good", thread_id=broken.thread_id)
+    assert scene.take() is None, "it is the head of its thread"
+    cancel.run(scope=scene.SCOPE, run_id=broken.run_id)
+    assert (scene.run(broken).status, scene.taken().run_id) == ("done", behind.run_id)
 
 
 def test_a_batch_with_one_bad_head_is_claimed_without_it() -> None:

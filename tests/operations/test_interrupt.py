@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 
-from mailbox_app.errors import ActiveRunConflict, InvalidInput, MessageNotFound, ThreadNotFound, UnknownAgent
+from mailbox_app.errors import (
+    ActiveRunConflict,
+    DuplicateKey,
+    InvalidInput,
+    LeaseLost,
+    MessageNotFound,
+    ThreadNotFound,
+    UnknownAgent,
+)
 from mailbox_app.models import Message, Run
-from mailbox_app.operations import cancel, interrupt, pending, resume, settle, submit
+from mailbox_app.operations import cancel, interrupt, pending, recover, resume, settle, submit
 from mailbox_app.operations.submit import Receipt
 from tests.operations import scene
 
@@ -60,6 +68,54 @@ def test_the_executing_run_is_asked_to_stop_and_what_is_queued_never_starts() ->
     assert scene.last_event(claim).payload["reason"] == "enough"
     settle.stopped(claim)
     assert (scene.run(claim).status, scene.flag(claim)) == ("done", scene.IDLE), "nothing reads what is held"
+
+
+def test_what_was_superseded_carries_neither_a_result_nor_a_claim() -> None:
+    failed = scene.posted_and_taken()
+    settle.nack(failed, code="transient", message="no", retry_after=60)
+    for one, attempts in ((scene.post(), 0), (failed, 1)):
+        stop(one)
+        dispatch, run = scene.dispatch(one), scene.run(one)
+        assert (dispatch.status, dispatch.run_status, dispatch.attempt_count) == ("superseded", "done", attempts)
+        assert (dispatch.response, dispatch.error) == (None, None)
+        assert (run.final_output, run.error, run.output) == (None, None, {})
+        assert (dispatch.claim_token, dispatch.lease_until) == (None, None)
+        assert dispatch.completed_at is not None
+
+
+def test_a_new_thread_is_at_epoch_0_and_an_interrupt_takes_it_to_1_and_2() -> None:
+    posted = scene.post()
+    assert (scene.thread(posted).epoch, scene.dispatch(posted).epoch) == (0, 0)
+    for epoch in (1, 2):
+        assert stop(posted).epoch == scene.thread(posted).epoch == epoch
+        posted = scene.post(thread_id=posted.thread_id)
+        assert scene.dispatch(posted).epoch == epoch
+
+
+def test_the_key_of_the_run_that_still_executes_is_taken_until_it_ends() -> None:
+    open_run = scene.post(dedupe_key="held")
+    claim = scene.taken()
+    queued = scene.post(thread_id=claim.thread_id, dedupe_key="given back")
+    assert stop(claim).superseded_run_ids == [queued.run_id]
+    with scene.nothing_changes(), pytest.raises(DuplicateKey) as refused:
+        scene.post(dedupe_key="held")
+    assert refused.value.facts["run_id"] == open_run.run_id
+    scene.post(dedupe_key="given back")
+    settle.stopped(claim)
+    scene.post(dedupe_key="held")
+
+
+def test_an_interrupted_run_whose_worker_is_lost_ends_and_is_not_queued_again() -> None:
+    claim = scene.posted_and_taken()
+    met = stop(claim)
+    scene.expire_lease(claim)
+    assert recover.reclaim() == 1
+    dispatch, run = scene.dispatch(claim), scene.run(claim)
+    assert (dispatch.status, dispatch.run_status, dispatch.epoch) == ("cancelled", "done", met.epoch - 1)
+    assert (run.status, run.termination) == ("done", {"type": "cancelled"})
+    assert scene.take() is None
+    with pytest.raises(LeaseLost):
+        settle.complete(claim, output="too late")
 
 
 def test_interrupting_again_changes_nothing_and_says_the_same_of_the_open_run() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mailbox_app.errors import InvalidInput, NotLimited
 from mailbox_app.models import Limit, Permit, Thread
-from mailbox_app.operations import limits, permits, settle
+from mailbox_app.operations import limits, permits, settle, tick
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -132,6 +132,18 @@ def test_a_thread_that_nothing_keeps_names_no_limit() -> None:
     assert limits.of_thread(Thread.objects.get(pk=waiting.thread_id)) == []
     scene.posted_and_taken()
     assert limits.of_thread(Thread.objects.get(pk=waiting.thread_id)) == []
+
+
+def test_what_stands_behind_an_open_run_is_kept_by_that_and_by_no_limit() -> None:
+    first = scene.posted_and_taken(thread_key="order-7")
+    behind = scene.post(thread_key="order-7")
+    settle.nack(first, code="x", message="x", retry_after=0)
+    scene.make_available(first)
+    tick.promote()
+    limit = put(1)
+    scene.posted_and_taken(priority=0)
+    assert limits.of_dispatch(scene.dispatch(first)) == [limit]
+    assert limits.of_dispatch(scene.dispatch(behind)) == []
 
 
 @pytest.mark.parametrize(

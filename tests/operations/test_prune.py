@@ -8,7 +8,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from mailbox_app.models import AgentRegistration, Dispatch, Event, IdempotencyKey, Outbox, Run, Thread
-from mailbox_app.operations import prune, settle, threads
+from mailbox_app.operations import interrupt, prune, settle, threads
 from tests import given
 from tests.operations import scene
 
@@ -43,6 +43,15 @@ def test_a_finished_dispatch_is_kept_for_a_day_and_its_run_stays(by: timedelta, 
     age(Dispatch.objects, "completed_at", by)
     assert prune.batch() == 1 - left
     assert (Dispatch.objects.count(), Run.objects.done().count(), Event.objects.count()) == (left, 1, 5)
+
+
+def test_a_thread_keeps_its_epoch_when_all_its_dispatches_are_gone() -> None:
+    posted = scene.post()
+    interrupt.thread(scope=scene.SCOPE, thread_id=posted.thread_id)
+    age(Dispatch.objects, "completed_at", DAY + MINUTE)
+    assert (prune.batch(), Dispatch.objects.count()) == (1, 0)
+    assert scene.thread(posted).epoch == 1
+    assert scene.dispatch(scene.post(thread_id=posted.thread_id)).epoch == 1
 
 
 def test_work_that_is_not_done_is_never_pruned() -> None:

@@ -118,12 +118,14 @@ def test_an_empty_name_means_no_quarantine(settings: Any) -> None:
     assert lost_twice().queue == "mailbox.default"
 
 
-def test_a_lost_run_that_was_asked_to_stop_is_cancelled() -> None:
+def test_a_lost_run_that_was_asked_to_stop_is_cancelled_and_its_lost_lease_is_counted() -> None:
     claim = scene.posted_and_taken()
     scene.ask_to_cancel(claim)
     scene.expire_lease(claim)
     assert recover.reclaim() == 1
-    assert (scene.dispatch(claim).status, scene.run(claim).termination) == ("cancelled", {"type": "cancelled"})
+    dispatch = scene.dispatch(claim)
+    assert (dispatch.status, scene.run(claim).termination) == ("cancelled", {"type": "cancelled"})
+    assert (dispatch.lost_count, dispatch.attempt_count) == (1, 0)
 
 
 def test_a_sweep_is_bounded_and_begins_with_the_oldest(settings: Any) -> None:

@@ -22,6 +22,12 @@ class Accepted:
     status: str
     ended: int
     lost: int
+    handed_back: int = 0
+
+    @property
+    def given_up(self) -> int:
+        """How often its worker ceased to own it though its code may have gone on."""
+        return self.lost + self.handed_back
 
 
 @dataclass
@@ -42,14 +48,16 @@ def faults(accepted: Sequence[Accepted], lines: Iterable[Mapping[str, Any]]) -> 
     """What is wrong, one sentence each; [] if every promise was kept.
 
     Each accepted run has ended once and was executed; runs of a thread began in their order, one after the other; the
-    fence rose; nobody entered while another owned the thread, and nobody vanished, but for a lease the rows call lost.
+    fence rose; nobody entered while another owned the thread, nobody vanished and nobody was refused, but for a lease
+    that the rows call lost or handed back.
     """
     runs = {run.id: run for run in accepted}
     found = [f"run {run.id} is {run.status}" for run in accepted if run.status != "done"]
     found += [f"run {run.id} ended {run.ended} times" for run in accepted if run.ended != 1]
-    excused = Counter({run.id: run.lost for run in accepted})
+    excused = Counter({run.id: run.given_up for run in accepted})
     threads: dict[str, _Thread] = defaultdict(_Thread)
     returned: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     for line in lines:
         if line["what"] not in ("enters", *_ENDS):
             continue
@@ -62,6 +70,7 @@ def faults(accepted: Sequence[Accepted], lines: Iterable[Mapping[str, Any]]) -> 
             found += _entered(thread, run, line["fence"], excused)
         else:
             found += _ended(thread, run, line, returned)
+            refused[run.id] += line.get("error") == "LeaseLost"
     for thread in threads.values():
         found += _vanished(thread, excused)
         order = [runs[one].place for one in thread.begun]
@@ -69,9 +78,14 @@ def faults(accepted: Sequence[Accepted], lines: Iterable[Mapping[str, Any]]) -> 
             found.append(f"runs began in the order {order}")
     found += [f"run {run.id} never returned" for run in accepted if not returned[run.id]]
     found += [
-        f"run {run.id} returned {returned[run.id]} times, and lost its lease {run.lost} times"
+        f"run {run.id} returned {returned[run.id]} times, and lost its lease {run.given_up} times"
         for run in accepted
-        if returned[run.id] > 1 + run.lost
+        if returned[run.id] > 1 + run.given_up
+    ]
+    found += [
+        f"run {run.id} was refused {refused[run.id]} times, and lost its lease {run.given_up} times"
+        for run in accepted
+        if refused[run.id] > run.given_up
     ]
     return found
 

@@ -1,6 +1,5 @@
 """Workers write down what they do, one is killed in the middle, and what was written keeps every promise."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ import pytest
 
 from mailbox_app.devtools.probes import StackProcess
 from mailbox_app.devtools.processes import wait_until
-from mailbox_app.models.event import TERMINAL_KINDS
 from tests.chaos.live import RECOVERED_SECONDS, SETTINGS, SLACK_SECONDS, Live
+from tests.chaos.load import Round
 from tests.chaos.workers import Worker
 from tests.proof.history import Accepted, faults
 
@@ -40,8 +39,13 @@ TAKEN_OVER = said(("enters", 1, 1), ("enters", 1, 2), ("returns", 1, 2), ("leave
 
 @pytest.mark.parametrize(
     ("accepted", "lines"),
-    [([a_run(), a_run(2)], GOOD), ([a_run(lost=1)], TAKEN_OVER), ([a_run(lost=1)], TAKEN_OVER[:3])],
-    ids=["one after the other", "a lost lease", "a killed worker"],
+    [
+        ([a_run(), a_run(2)], GOOD),
+        ([a_run(lost=1)], TAKEN_OVER),
+        ([a_run(lost=1)], TAKEN_OVER[:3]),
+        ([a_run(handed_back=1)], TAKEN_OVER),
+    ],
+    ids=["one after the other", "a lost lease", "a killed worker", "handed back"],
 )
 def test_a_good_history_has_no_faults(accepted: list[Accepted], lines: list[dict[str, Any]]) -> None:
     assert faults(accepted, lines) == []
@@ -72,6 +76,7 @@ def test_a_good_history_has_no_faults(accepted: list[Accepted], lines: list[dict
         ),
         ([a_run()], [*GOOD[:2], *said(("returns", 1, 9))], "run r1 ended at fence 9, which it had never entered"),
         ([], GOOD[:1], "nobody was told of run r1"),
+        ([a_run(), a_run(2)], [*GOOD[:3], {**GOOD[3], "error": "LeaseLost"}, *GOOD[4:]], "r2 was refused 1 times"),
     ],
 )
 def test_each_broken_promise_is_found(accepted: list[Accepted], lines: list[dict[str, Any]], fault: str) -> None:
@@ -84,62 +89,6 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     monkeypatch.setenv("MAILBOX_EXTRA_APPS", "mailbox_app.devtools.workloads")
     with StackProcess("--without", "worker", "--without", "flower", settings=SETTINGS) as stack:
         yield Live(stack, tmp_path)
-
-
-class Round:
-    """Runs over many threads, and the one log in which their agents write."""
-
-    def __init__(self, live: Live) -> None:
-        self.live, self.log, self.gate = live, live.folder / "history.log", live.folder / "gate"
-        self.runs: list[tuple[str, str]] = []
-
-    def post(self, *bodies: dict[str, Any]) -> None:
-        """Submit these; the receipts are what was accepted."""
-        runs = [{"agent": "workload.steps", "messages": [{"content": "go"}], **body} for body in bodies]
-        answer = self.live.stack.request("POST", "/v1/runs/batch", body={"runs": runs})
-        assert answer.status == 202, answer.text
-        self.runs += [(item["run_id"], item["thread_id"]) for item in answer.json["items"]]
-
-    def options(self, **more: Any) -> dict[str, Any]:
-        return {"steps": 1, "log": str(self.log), "gate": str(self.gate), **more}
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        text = self.log.read_text() if self.log.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
-
-    def count(self, what: str) -> int:
-        return sum(line["what"] == what for line in self.lines)
-
-    def gated(self) -> list[dict[str, Any]]:
-        """Who has begun the step that waits for the gate and not ended it."""
-        waiting = {line["run"]: line for line in self.lines if line["what"] == "begins"}
-        for line in self.lines:
-            if line["what"] == "ends":
-                waiting.pop(line["run"], None)
-        return list(waiting.values())
-
-    def accepted(self) -> list[Accepted]:
-        """What the rows say of each run that was accepted."""
-        kinds = [str(kind) for kind in TERMINAL_KINDS]
-        rows = self.live.rows(
-            """
-            SELECT run.id::text, run.status, run."order" AS place,
-                (SELECT count(*) FROM mailbox_event WHERE run_id = run.id AND kind = ANY(%s)) AS ended,
-                (SELECT sum(lost_count) FROM mailbox_dispatch WHERE run_id = run.id) AS lost
-            FROM mailbox_run AS run
-            """,
-            kinds,
-        )
-        by_id = {row["id"]: row for row in rows}
-        return [
-            Accepted(run_id, thread, row["place"], row["status"], row["ended"], int(row["lost"] or 0))
-            for run_id, thread in self.runs
-            for row in (by_id[run_id],)
-        ]
-
-    def open_count(self) -> int:
-        return int(self.live.rows("SELECT count(*) FROM mailbox_run WHERE status <> 'done'")[0]["count"])
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from mailbox_app.models import Dispatch, Message, Run, Thread
 from mailbox_app.operations import cancel, interrupt, pending, settle
 from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
-from tests.races.actors import crew
+from tests.races.actors import crew, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -64,6 +65,19 @@ def test_interrupt_against_claim_either_supersedes_the_run_or_asks_its_worker() 
                 settle.stopped(claim)
             assert scene.run(posted).termination["type"] == "cancelled"  # type: ignore[index]
             assert scene.kinds(posted).count("RunCancelled") == 1
+
+
+def test_an_interrupt_sees_what_others_have_committed_since_its_caller_looked() -> None:
+    first = scene.post("first")
+    with transaction.atomic():
+        # The caller's own transaction has read the thread as it stood: idle but for one queued run.
+        assert list(Dispatch.objects.filter(thread_id=first.thread_id).values_list("status", flat=True)) == ["queued"]
+        claim = start(scene.taken).result(20)
+        second = start(lambda: scene.post("second", thread_id=first.thread_id)).result(20)
+        met = interrupting(first)()
+    assert (met.run_id, met.outcome, met.superseded_run_ids) == (claim.run_id, "requested", [second.run_id])
+    assert scene.dispatch(claim).cancel_requested_at is not None
+    assert_none_of_an_old_epoch(first)
 
 
 def test_an_interrupting_submit_against_a_settle_is_read_whoever_came_first() -> None:

@@ -232,7 +232,7 @@ def test_a_claim_beside_all_that_limits_keep() -> None:
         assert scene.taken(agents=agents).agent == "echo"
     assert pages.count < 400
     with counted() as pages:
-        assert not candidates.has_due(scene.QUEUE)
+        assert candidates.has_due(scene.QUEUE), "of other agents"
         assert "gone-0" not in {agent for _, agent in candidates.due_lanes()}
     assert pages.count < 400
 

@@ -16,7 +16,7 @@ from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
 from mailbox_app.models import Run
-from mailbox_app.operations import resume, submit
+from mailbox_app.operations import limits, resume, submit
 from mailbox_app.testing import Mailbox
 from tests import given
 from tests.operations import scene
@@ -169,6 +169,27 @@ def test_due_work_that_no_agent_here_can_run_is_told(mailbox: Mailbox, registere
         mailbox.run_until_idle()
     assert f"run {run.pk} of agent 'probe'" in str(caught.value)
     assert str(caught.value).endswith(f"no such agent here; this process has {known}")
+
+
+def test_due_work_that_a_limit_keeps_is_told(mailbox: Mailbox, registered_agent: Registered) -> None:
+    registered_agent(lambda ctx: None)
+    limits.put(kind="agent", name="probe", most=3, starts=1, seconds=60)
+    mailbox.submit("go", agent="probe")
+    kept = mailbox.submit("go", agent="probe")
+    with pytest.raises(testing.StillBusy) as caught:
+        mailbox.run_until_idle()
+    why = "kept by the limit of agent probe: 3 at once, 1 starts in 60 s"
+    assert str(caught.value).endswith(f"run {kept.pk} of agent 'probe': {why}")
+
+
+def test_limits_of_runs_at_once_keep_nothing_from_being_idle(mailbox: Mailbox, registered_agent: Registered) -> None:
+    registered_agent(lambda ctx: "done")
+    limits.put(kind="agent", name="probe", most=1)
+    limits.put(kind="scope", name=mailbox.scope, most=1)
+    runs = [mailbox.submit("go", agent="probe") for _ in range(3)]
+    assert mailbox.run_until_idle() == 3
+    for run in runs:
+        testing.assert_run_finished(run, output="done")
 
 
 def test_with_agents_named_the_work_of_others_is_left_alone(mailbox: Mailbox, registered_agent: Registered) -> None:

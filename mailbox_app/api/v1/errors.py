@@ -46,6 +46,7 @@ PROBLEMS: dict[str, Problem] = {
     "message_not_found": Problem(404, "There is no such message in the thread"),
     "dead_letter_not_found": Problem(404, "There is no such dead letter"),
     "not_paused": Problem(404, "There is no such pause"),
+    "not_limited": Problem(404, "There is no such limit"),
     "method_not_allowed": Problem(405, "The address does not support this method"),
     "not_acceptable": Problem(406, "No representation matches the Accept header"),
     "conflict": Problem(409, "The state has moved on"),

@@ -5,7 +5,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import requests, serializers
+from mailbox_app.api.v1 import flow, requests
 from mailbox_app.api.v1.base import MailboxView, body_of
 from mailbox_app.api.v1.pagination import Newest, limit_of, parameters
 from mailbox_app.api.v1.permissions import HasScope, IsStaff, principal_of
@@ -27,14 +27,14 @@ class PausesView(MailboxView):
         summary="List what is paused (staff)",
         tags=["staff"],
         parameters=[CURSOR, LIMIT],
-        responses={200: serializers.PausePageSerializer},
+        responses={200: flow.PausePageSerializer},
     )  # fmt: skip
     def get(self, request: Request) -> Response:
         """The agents and queues that are paused, and the scope's threads, the latest first."""
         given = parameters(request, "cursor", "limit")
         order = Newest("pauses", self.scope, by="paused_at")
         found = order.page(Pause.objects.visible_in(self.scope), given.get("cursor"), limit_of(given))
-        return Response(serializers.PausePageSerializer(found).data)
+        return Response(flow.PausePageSerializer(found).data)
 
     @operation(
         400, 404, 410, 413, 415, 422,
@@ -42,7 +42,7 @@ class PausesView(MailboxView):
         summary="Pause an agent, a queue or a thread (staff)",
         tags=["staff"],
         request=requests.NewPauseSerializer,
-        responses={200: serializers.PauseSerializer, 201: serializers.PauseSerializer},
+        responses={200: flow.PauseSerializer, 201: flow.PauseSerializer},
         examples=[
             OpenApiExample(
                 "An agent's provider is down",
@@ -56,7 +56,7 @@ class PausesView(MailboxView):
         parameters(request)
         body = body_of(request, _FIELDS, required=_TARGET)
         done = pauses.pause(by=principal_of(request)[1], scope=self.scope, **body)
-        return Response(serializers.PauseSerializer(done.pause).data, status=201 if done.changed else 200)
+        return Response(flow.PauseSerializer(done.pause).data, status=201 if done.changed else 200)
 
     @operation(
         400, 404, 410, 422,

@@ -9,7 +9,8 @@ from typing import Any
 from rest_framework import serializers
 
 from mailbox_app.api.v1.fields import Content, Object, Word
-from mailbox_app.models import PauseKind, Role, Visibility
+from mailbox_app.models import LimitKind, PauseKind, Role, Visibility
+from mailbox_app.models.limit import LONGEST_PERIOD_SECONDS, MOST_AT_ONCE, MOST_STARTS
 from mailbox_app.operations import submission
 
 
@@ -130,6 +131,31 @@ class ReplayManySerializer(ReplaySerializer):
 class NewPauseSerializer(serializers.Serializer[Any]):
     kind = Word(PauseKind)
     name = serializers.CharField(max_length=200, help_text="The agent's or queue's, known or not; the thread's id.")
+    note = serializers.CharField(
+        required=False, allow_null=True, allow_blank=True, max_length=500, help_text="Why, for all who look."
+    )
+
+
+class NewLimitSerializer(serializers.Serializer[Any]):
+    kind = Word(LimitKind)
+    name = serializers.CharField(max_length=200, help_text="The agent's or the scope's, known or not.")
+    most = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=1,
+        max_value=MOST_AT_ONCE,
+        help_text="Runs that execute at once. This, or `starts` and `seconds`, or all.",
+    )
+    starts = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=1,
+        max_value=MOST_STARTS,
+        help_text="Of an agent alone: how often it starts within `seconds`, attempts and resumes too.",
+    )
+    seconds = serializers.FloatField(
+        required=False, allow_null=True, min_value=1, max_value=LONGEST_PERIOD_SECONDS, help_text="With `starts`."
+    )
     note = serializers.CharField(
         required=False, allow_null=True, allow_blank=True, max_length=500, help_text="Why, for all who look."
     )

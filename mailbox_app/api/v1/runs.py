@@ -9,7 +9,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import idempotency, requests, serializers, threads
+from mailbox_app.api.v1 import flow, idempotency, requests, serializers, threads
 from mailbox_app.api.v1.base import MailboxView, body_of, optional_body_of, path_id
 from mailbox_app.api.v1.fields import instant
 from mailbox_app.api.v1.pagination import (
@@ -31,6 +31,7 @@ from mailbox_app.api.v1.schema import (
     LOCATION,
     REPLAYED,
     RUN_ID,
+    STOP_WAIT,
     THREAD_ID,
     operation,
 )
@@ -38,8 +39,8 @@ from mailbox_app.api.v1.throttling import charge_submissions
 from mailbox_app.api.v1.waiting import Later, WaitingView
 from mailbox_app.conf import conf
 from mailbox_app.errors import Gone, RunNotFound
-from mailbox_app.models import Run, TerminationType
-from mailbox_app.operations import cancel, pauses, submit, tick
+from mailbox_app.models import Run, TerminationType, Thread
+from mailbox_app.operations import cancel, limits, pauses, submit, tick
 from mailbox_app.states import RunStatus
 
 FIELDS = set(requests.NewRunSerializer().fields)
@@ -141,7 +142,7 @@ class RunView(MailboxView):
     def get(self, request: Request, run_id: str) -> Response:
         """A run: where it stands, what came of it, and its latest activation."""
         parameters(request)
-        return Response(_shown(find(self.scope, run_id)))
+        return Response(_shown(request, find(self.scope, run_id)))
 
 
 class RunWaitView(WaitingView):
@@ -164,7 +165,9 @@ class RunWaitView(WaitingView):
         seconds = seconds_of(given, "timeout", otherwise=_DEFAULT_WAIT_SECONDS, most=conf.wait_seconds)
         run, scope = find(self.scope, run_id), self.scope
         return Later(
-            until=lambda: not _is_moving(run.pk), seconds=seconds, answer=lambda: (_shown(find(scope, run_id)), 200)
+            until=lambda: not is_moving(run.pk),
+            seconds=seconds,
+            answer=lambda: (_shown(request, find(scope, run_id)), 200),
         )
 
 
@@ -174,15 +177,7 @@ class RunCancelView(WaitingView):
         operation_id="cancel_run",
         summary="Cancel a run",
         tags=["runs"],
-        parameters=[
-            RUN_ID,
-            OpenApiParameter(
-                "wait",
-                float,
-                description="Seconds to wait for its worker to stop, 0 unless given; brought into 0 to the setting "
-                "`cancel_wait_seconds`.",
-            ),
-        ],
+        parameters=[RUN_ID, STOP_WAIT],
         request=requests.CancelSerializer,
         responses={200: serializers.CancelledSerializer, 202: serializers.CancelledSerializer},
     )  # fmt: skip
@@ -196,14 +191,11 @@ class RunCancelView(WaitingView):
 
         def answer() -> tuple[Any, int]:
             run = Run.objects.get(pk=wanted)
-            outcome = receipt.outcome
-            if run.status == RunStatus.DONE and outcome == cancel.Outcome.REQUESTED:
-                is_cancelled = (run.termination or {}).get("type") == TerminationType.CANCELLED
-                outcome = cancel.Outcome.CANCELLED if is_cancelled else cancel.Outcome.ALREADY_DONE
+            outcome = receipt.outcome if receipt.outcome != cancel.Outcome.REQUESTED else came_of_asking(run)
             told = {**asdict(receipt), "outcome": outcome, "status": run.status, "termination": run.termination}
             return serializers.CancelledSerializer(told).data, 202 if outcome == cancel.Outcome.REQUESTED else 200
 
-        return Later(until=lambda: not _is_moving(wanted), seconds=seconds, answer=answer)
+        return Later(until=lambda: not is_moving(wanted), seconds=seconds, answer=answer)
 
 
 class RunNowView(MailboxView):
@@ -256,7 +248,7 @@ class ThreadActiveRunView(MailboxView):
         """The run that is open on the thread: executing, waiting, or between two attempts. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(_first(Run.objects.filter(thread=thread).open(), thread.pk, "open run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread).open(), thread, "open run")))
 
 
 class ThreadLatestRunView(MailboxView):
@@ -272,7 +264,7 @@ class ThreadLatestRunView(MailboxView):
         """The run that was submitted last. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(_first(Run.objects.filter(thread=thread), thread.pk, "run")))
+        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
 
 
 def find(scope: str, given: str) -> Run:
@@ -286,17 +278,20 @@ def find(scope: str, given: str) -> Run:
     return run
 
 
-def _first(rows: Any, thread_id: Any, what: str) -> Run:
+def _first(rows: Any, thread: Thread, what: str) -> Run:
     run: Run | None = rows.order_by("-order").first()
     if run is None:
-        raise RunNotFound(f"thread {thread_id} has no {what}", thread_id=thread_id)
+        raise RunNotFound(f"thread {thread.pk} has no {what}", thread_id=thread.pk)
+    run.thread = thread
     return run
 
 
-def _shown(run: Run) -> Any:
-    latest = run.dispatches.order_by("-created_at", "-id").first()
-    run.latest_dispatch = latest  # type: ignore[attr-defined]
-    run.pauses = [] if latest is None else pauses.of_dispatch(latest)  # type: ignore[attr-defined]
+def _shown(request: Request, run: Run) -> Any:
+    found: Any = run
+    found.latest_dispatch = latest = run.dispatches.order_by("-created_at", "-id").first()
+    found.pauses, found.limits = [], []
+    if latest is not None:
+        found.pauses, found.limits = pauses.of_dispatch(latest), flow.told(request, limits.of_dispatch(latest))
     return serializers.RunSerializer(run).data
 
 
@@ -304,7 +299,15 @@ def _page(order: Newest, rows: Any, given: dict[str, str], limit: int) -> Any:
     return serializers.RunPageSerializer(order.page(rows.defer(*_NOT_LISTED), given.get("cursor"), limit)).data
 
 
-def _is_moving(run_id: uuid.UUID) -> bool:
+def came_of_asking(run: Run) -> cancel.Outcome:
+    """What has come of asking the worker of a run to stop: nothing yet, the stop, or another end that came first."""
+    if run.status != RunStatus.DONE:
+        return cancel.Outcome.REQUESTED
+    is_cancelled = (run.termination or {}).get("type") == TerminationType.CANCELLED
+    return cancel.Outcome.CANCELLED if is_cancelled else cancel.Outcome.ALREADY_DONE
+
+
+def is_moving(run_id: uuid.UUID) -> bool:
     """Whether there is something to wait for: it is neither done nor waits for somebody, and its thread is there."""
     rows = Run.objects.filter(pk=run_id, thread__deleted_at=None)
     return rows.values_list("status", flat=True).first() in (RunStatus.CREATED, RunStatus.RUNNING)

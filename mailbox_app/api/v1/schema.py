@@ -49,6 +49,12 @@ CREATED = (
     OpenApiParameter("created_before", OpenApiTypes.DATETIME, description="Made before this time (RFC 3339)."),
 )
 LIMIT = OpenApiParameter("limit", int, description="1 to 200, 50 unless given; brought into that range.")
+STOP_WAIT = OpenApiParameter(
+    "wait",
+    float,
+    description="Seconds to wait for the worker that is asked to stop, 0 unless given; brought into 0 to the setting "
+    "`cancel_wait_seconds`.",
+)
 LOCATION = OpenApiParameter(
     "Location", OpenApiTypes.STR, OpenApiParameter.HEADER, description="Where it is.", response=[201, 202]
 )

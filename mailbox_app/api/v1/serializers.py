@@ -4,14 +4,13 @@ from typing import Any
 
 from rest_framework import serializers
 
+from mailbox_app.api.v1 import flow
 from mailbox_app.api.v1.fields import Anything, Content, Instant, Object, Passed, Word
 from mailbox_app.models import (
     BlockedReason,
     Dispatch,
     Event,
     Message,
-    Pause,
-    PauseKind,
     Role,
     Run,
     TerminationType,
@@ -27,10 +26,11 @@ class InterruptedSerializer(serializers.Serializer[Any]):
     epoch = serializers.IntegerField(help_text="Raised by each interrupt that stopped something.")
     run_id = serializers.UUIDField(allow_null=True, help_text="The open run it stopped, or asked to stop.")
     outcome = Word(
-        [cancel.Outcome.CANCELLED.value, cancel.Outcome.REQUESTED.value],
-        named="InterruptOutcome",
+        [outcome.value for outcome in cancel.Outcome],
+        named="CancelOutcome",
         allow_null=True,
-        help_text="Of that run. `requested`: its worker has been asked and has not stopped yet.",
+        help_text="Of that run. `requested`: its worker has been asked and has not stopped yet; `already_done`: it "
+        "ended otherwise while that was waited for.",
     )
     superseded_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They never start.")
     held_message_ids = serializers.ListField(
@@ -52,22 +52,6 @@ class ReceiptSerializer(serializers.Serializer[Any]):
 
 class BatchSerializer(serializers.Serializer[Any]):
     items = ReceiptSerializer(many=True, help_text="In the order of the request.")
-
-
-class PauseSerializer(serializers.Serializer[Pause]):
-    """Nothing of it starts until somebody resumes it."""
-
-    kind = Word(PauseKind)
-    name = serializers.CharField(help_text="The agent's or queue's; the thread's id.")
-    note = serializers.CharField(allow_blank=True)
-    paused_by = serializers.CharField(allow_blank=True)
-    paused_at = Instant()
-
-
-class PausePageSerializer(serializers.Serializer[Any]):
-    items = PauseSerializer(many=True)
-    next_cursor = serializers.CharField(allow_null=True, help_text="Opaque; null on the last page.")
-    has_more = serializers.BooleanField()
 
 
 class DispatchSerializer(serializers.Serializer[Dispatch]):
@@ -127,7 +111,8 @@ class RunSerializer(RunItemSerializer):
     input_tokens = serializers.IntegerField()
     output_tokens = serializers.IntegerField()
     dispatch = DispatchSerializer(source="latest_dispatch", allow_null=True, help_text="Null once it was pruned.")
-    pauses = PauseSerializer(many=True, help_text="That keep it from starting now, the oldest first.")
+    pauses = flow.PauseSerializer(many=True, help_text="That keep it from starting now, the oldest first.")
+    limits = flow.KeepingLimitSerializer(many=True, help_text="That is reached and keeps it from starting now.")
 
 
 class RunPageSerializer(serializers.Serializer[Any]):
@@ -150,7 +135,7 @@ class CancelledSerializer(serializers.Serializer[Any]):
 
 class ClearedSerializer(serializers.Serializer[Any]):
     thread_id = serializers.UUIDField()
-    cancelled_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They have ended.")
+    cancelled_run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="They have ended cancelled.")
     requested_run_id = serializers.UUIDField(
         allow_null=True, help_text="The run whose worker has been asked, and has not stopped yet."
     )
@@ -243,7 +228,9 @@ class ThreadSerializer(serializers.Serializer[Thread]):
     open_run_id = serializers.UUIDField(allow_null=True)
     latest_run_id = serializers.UUIDField(allow_null=True)
     blocked_reason = serializers.CharField(
-        allow_blank=True, help_text=f"Why what is queued does not start: {', '.join(BlockedReason.values)}; or blank."
+        allow_blank=True,
+        help_text=f"Why what is queued does not start: {', '.join(BlockedReason.values)}; or blank. `scope_limit`: the "
+        "limit of its scope is reached; the limit of an agent is no block, see `limits`.",
     )
     created_at = Instant()
     updated_at = Instant()
@@ -252,7 +239,8 @@ class ThreadSerializer(serializers.Serializer[Thread]):
 class ThreadDetailSerializer(ThreadSerializer):
     """A thread, with what keeps it from going on."""
 
-    pauses = PauseSerializer(many=True, help_text="That keep it from going on now, the oldest first.")
+    pauses = flow.PauseSerializer(many=True, help_text="That keep it from going on now, the oldest first.")
+    limits = flow.KeepingLimitSerializer(many=True, help_text="That is reached and keeps it from going on now.")
 
 
 class ThreadPageSerializer(serializers.Serializer[Any]):

@@ -7,13 +7,13 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import idempotency, requests, serializers
+from mailbox_app.api.v1 import flow, idempotency, requests, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of, path_id
 from mailbox_app.api.v1.pagination import Newest, choice_of, limit_of, number_of, page, parameters
 from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models import Message, Thread, Visibility
-from mailbox_app.operations import inputs, pauses, submit
+from mailbox_app.operations import inputs, limits, pauses, submit
 from mailbox_app.operations import threads as verbs
 
 _FIELDS = set(requests.NewThreadSerializer().fields)
@@ -63,7 +63,7 @@ class ThreadsView(MailboxView):
         def act() -> Response:
             thread_id = submit.thread(scope=scope, **body).pk
             # Read anew: the times in the row are the database's.
-            answer = _shown(find(scope, str(thread_id)))
+            answer = _shown(request, find(scope, str(thread_id)))
             return Response(answer, status=201, headers={"Location": self.link("thread", thread_id=thread_id)})
 
         return idempotency.once(request, scope=scope, body=body, act=act)
@@ -81,7 +81,7 @@ class ThreadView(MailboxView):
     def get(self, request: Request, thread_id: str) -> Response:
         """A thread."""
         parameters(request)
-        return Response(_shown(find(self.scope, thread_id)))
+        return Response(_shown(request, find(self.scope, thread_id)))
 
     @operation(
         400, 404, 410, 413, 415, 422,
@@ -97,7 +97,7 @@ class ThreadView(MailboxView):
         parameters(request)
         wanted = path_id("thread_id", thread_id)
         verbs.change(scope=self.scope, thread_id=wanted, **body_of(request, _CHANGES))
-        return Response(_shown(find(self.scope, thread_id)))
+        return Response(_shown(request, find(self.scope, thread_id)))
 
     @operation(
         400, 404, 409, 410, 422,
@@ -161,6 +161,7 @@ def find(scope: str, given: str) -> Thread:
     return thread
 
 
-def _shown(thread: Thread) -> Any:
+def _shown(request: Request, thread: Thread) -> Any:
     thread.pauses = pauses.of_thread(thread)  # type: ignore[attr-defined]
+    thread.limits = flow.told(request, limits.of_thread(thread))  # type: ignore[attr-defined]
     return serializers.ThreadDetailSerializer(thread).data

@@ -17,6 +17,7 @@ from mailbox_app.api.v1.dispatches import (
     ThreadDispatchesView,
 )
 from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
+from mailbox_app.api.v1.limits import LimitsView
 from mailbox_app.api.v1.pauses import PausesView
 from mailbox_app.api.v1.pending import PendingMessageView, PendingOrderView, PendingReleaseView, PendingView
 from mailbox_app.api.v1.resume import ResumeView
@@ -65,6 +66,7 @@ urlpatterns = [
     path("dead-letters/replay", DeadLettersReplayView.as_view(), name="dead-letters-replay"),
     path("dead-letters/<str:dispatch_id>/replay", DeadLetterReplayView.as_view(), name="dead-letter-replay"),
     path("dead-letters/<str:dispatch_id>/discard", DeadLetterDiscardView.as_view(), name="dead-letter-discard"),
+    path("limits", LimitsView.as_view(), name="limits"),
     path("pauses", PausesView.as_view(), name="pauses"),
     path("schema", SchemaView.as_view(), name="schema"),
     path("docs", DocsView.as_view(), name="docs"),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mailbox_app.errors import Transient
+from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import AsyncContext, Context, agent
 
 
@@ -23,7 +23,7 @@ def noop(ctx: Context) -> None:
 def steps(ctx: Context) -> str:
     """Do `steps` journalled steps, logging each; in step `gate_at`, wait until the file `gate` exists.
 
-    Options: log (path), steps, gate_at, gate (path). Says "step n" before each; the output names them all.
+    Options: log (path), steps, gate_at, gate (path), seconds (of a step). Says "step n" before each; outputs them all.
     """
     options = ctx.options
     with _telling(ctx):
@@ -49,6 +49,27 @@ def hang(ctx: Context) -> None:
 def fail(ctx: Context) -> None:
     """Fail, to be tried again once: at once, or after `seconds`."""
     raise Transient("as it was told to", retry_after=ctx.options.get("seconds", 0.0))
+
+
+@agent("workload.ends", max_attempts=2)
+def ends(ctx: Context) -> str:
+    """Do one journalled step, then end as option `end` says; what is tried again or resumed returns.
+
+    "retry": fail once, to be tried again after `seconds`; "fail": fail for good; "wait": wait for a resume named "go";
+    "read": look at a checkpoint. Options log, gate_at and gate are those of `workload.steps`.
+    """
+    with _telling(ctx):
+        done: list[object] = [ctx.step("step-1", lambda: _step(ctx, 1))]
+        match ctx.options.get("end"):
+            case "retry" if ctx.attempt == 1:
+                raise Transient("as it was told to", retry_after=ctx.options.get("seconds", 0.1))
+            case "fail":
+                raise Permanent("as it was told to")
+            case "wait":
+                done.append(ctx.suspend("external_event", name="go"))
+            case "read":
+                done += [message.text for message in ctx.checkpoint()]
+        return f"did {' '.join(map(str, done))}"
 
 
 @agent("workload.stuck", timeout_seconds=1, max_attempts=1)
@@ -135,6 +156,7 @@ def _step(ctx: Context, number: int) -> int:
     if number == ctx.options.get("gate_at"):
         while not Path(ctx.options["gate"]).exists():
             time.sleep(0.02)
+    time.sleep(ctx.options.get("seconds", 0.0))
     _tell(ctx, "ends", step=number)
     return number
 

@@ -47,14 +47,15 @@ class Command(BaseCommand):
             echo=sys.stdout,
         )
         with Interruptible(stack):
-            start(stack, reset=options["reset"])
             try:
+                start(stack, reset=options["reset"])
                 self._introduce(stack.facts)
                 while True:
                     stack.tick(0.5)
             finally:
-                self._say("stopping")
-                stack.stop()
+                if stack.is_started:  # else it was never ours, or a failed start has ended it
+                    self._say("stopping")
+                    stack.stop()
         self._say("stopped")
 
     def _say(self, text: str) -> None:
