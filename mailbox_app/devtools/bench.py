@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SCOPE = "bench"
@@ -127,6 +128,24 @@ def latency(*, count: int) -> Figures:
     return _percentiles(taken)
 
 
+def scheduled(*, count: int) -> Figures:
+    """An idle stack: how long after its time a scheduled run's agent begins; one run every tenth of a second."""
+    from mailbox_app.models import Run
+    from mailbox_app.operations import submit
+
+    mark, first = uuid.uuid4().hex, datetime.now(UTC) + timedelta(seconds=2)
+    due = {f"{mark}-{number}": first + timedelta(seconds=0.1 * number) for number in range(count)}
+    rows = [
+        {"agent": "workload.clock", "messages": ["hello"], "thread_key": key, "available_at": at}
+        for key, at in due.items()
+    ]
+    submit.many(scope=SCOPE, submissions=rows)
+    _until(lambda: not _open(mark))
+    begun: Any = Run.objects.filter(thread__key__startswith=f"{mark}-").values_list("thread__key", "final_output")
+    taken = [at - due[key].timestamp() for key, at in begun]
+    return {**_percentiles(taken), "max_ms": 1000 * max(taken)}
+
+
 def waiting(*, count: int, seconds: float) -> Figures:
     """Runs of an async agent that wait for so long on the event loops: how many do at once, and how long all take."""
     from mailbox_app.models import Run
@@ -166,7 +185,7 @@ def celery(*, count: int) -> Figures:
 
 
 SCENARIOS: dict[str, Callable[..., Figures]] = {
-    one.__name__: one for one in (submit, bulk, http_submit, drain, latency, waiting, celery)
+    one.__name__: one for one in (submit, bulk, http_submit, drain, latency, scheduled, waiting, celery)
 }
 
 

@@ -138,7 +138,12 @@ def cells() -> Iterator[Cell]:
 
 
 # Each costs the start of a worker. Its signal meets that process at another point, and another process at that one.
-_LEFT_OUT = {(Process.THREADS, "claimed"), (Process.THREADS, "in-step"), (Process.MAINTENANCE, "idle")}
+_LEFT_OUT = {
+    *((Process.PARENT, name) for name in ("settling", "settled")),
+    *((Process.CHILD, name) for name in ("claimed", "in-step")),
+    *((Process.THREADS, name) for name in ("claimed", "in-step")),
+    (Process.MAINTENANCE, "idle"),
+}
 
 
 def in_round(cell: Cell) -> bool:

@@ -24,12 +24,22 @@ def test_every_scenario_reports_figures_beside_machine_and_settings() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     figures = found["medians"]
-    assert {"celery", "submit", "bulk", "http", "drain-500", "drain-200", "drain-1", "latency", "waiting"} <= set(
-        figures
-    )
+    assert {
+        "celery",
+        "submit",
+        "bulk",
+        "http",
+        "drain-500",
+        "drain-200",
+        "drain-1",
+        "latency",
+        "scheduled",
+        "waiting",
+    } <= set(figures)
     assert all(value > 0 for scenario in figures.values() for value in scenario.values())
     assert {"runs_per_second"} == set(figures["drain-200"])
     assert figures["latency"]["p50_ms"] <= figures["latency"]["p99_ms"]
+    assert figures["scheduled"]["p50_ms"] <= figures["scheduled"]["max_ms"]
     assert figures["waiting"]["most_at_once"] == 16, "all of them, on two worker processes"
     assert found["settings"]["workers"] == 2
     assert "PostgreSQL" in found["machine"]["servers"]

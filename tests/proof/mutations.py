@@ -128,6 +128,36 @@ MUTATIONS = (
         (("Dispatch.objects.filter(thread=thread).expired()", "Dispatch.objects.filter(thread=thread).claimed()"),),
         noticed_by=("tests/races/test_leases.py", "tests/operations/test_recover.py"),
     ),
+    Mutation(
+        "the permit that comes back",
+        f"{MODELS}/thread.py",
+        (("            self._give_back(held)\n", "            pass\n"),),
+        noticed_by=("tests/operations/test_permits.py",),
+    ),
+    Mutation(
+        "SKIP LOCKED of a permit",
+        f"{OPERATIONS}/permits.py",
+        (("        FOR NO KEY UPDATE SKIP LOCKED\n    ) AS permit", "    ) AS permit"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the lock of a bucket",
+        f"{OPERATIONS}/permits.py",
+        (('.order_by("pk").select_for_update(no_key=True)', '.order_by("pk")'),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the look after a block",
+        f"{OPERATIONS}/claim.py",
+        (("        permits.unblock(exhausted)\n", "        pass\n"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the gate of a limit",
+        f"{OPERATIONS}/limits.py",
+        (("        gate.close()\n", "        pass\n"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
     # What only a connection that is cut, or a process that is ended, asks for.
     Mutation(
         "the hand-back of a claim that was not answered",

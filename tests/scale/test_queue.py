@@ -14,9 +14,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
+from mailbox_app import channel, hints
+from mailbox_app.conf import conf
 from mailbox_app.models import Dispatch, Permit, Thread
 from mailbox_app.operations import (
     candidates,
@@ -32,6 +35,7 @@ from mailbox_app.operations import (
     tick,
 )
 from mailbox_app.operations.settle import Finishing
+from tests import given
 from tests.operations import scene
 
 # In front of everything a worker could run: by priority, and by time.
@@ -254,6 +258,21 @@ def test_a_permit_that_comes_back_makes_one_of_them_due() -> None:
     with counted() as pages:
         assert scene.taken().scope == "crowd"
     assert pages.count < 400
+
+
+def test_no_more_signals_wait_than_there_are_slots_however_often_somebody_is_woken() -> None:
+    given.registration(agent="gone-0", slots=3, queues=[scene.QUEUE])
+    broker = redis.Redis.from_url(conf.redis_url)
+    broker.delete(scene.QUEUE)
+    channel.forget_failures()
+    try:
+        for _ in range(4):
+            recover.signal()
+            channel.lower_flag(scene.QUEUE)
+            hints.wake(scene.QUEUE)
+        assert broker.llen(scene.QUEUE) == 3
+    finally:
+        broker.delete(scene.QUEUE)
 
 
 PASSES: dict[str, Callable[[], object]] = {

@@ -33,6 +33,7 @@ SCENARIOS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "drain-200": ("drain", 2_000, {"threads": 200}),
     "drain-1": ("drain", 300, {"threads": 1}),
     "latency": ("latency", 100, {}),
+    "scheduled": ("scheduled", 100, {}),
     "waiting": ("waiting", 200, {"seconds": 5.0}),
 }
 _PACKAGES = ("django", "djangorestframework", "celery", "kombu", "redis", "psycopg", "uvicorn")
@@ -66,7 +67,7 @@ class Command(BaseCommand):
                 pool=options["pool"],
                 concurrency=options["concurrency"],
                 workers=options["workers"],
-                without=frozenset({"beat", "flower"}),
+                without=frozenset({"flower"}),
             ),
             say=lambda text: None if options["json"] else self.stderr.write(f"starting {text}"),
         )
