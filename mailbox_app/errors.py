@@ -154,6 +154,18 @@ class Immutable(Conflict):
     code = "immutable"
 
 
+class RevisionConflict(Conflict):
+    """Somebody has changed it since you looked: look again; the current numbers stand beside."""
+
+    code = "revision_conflict"
+
+
+class AlreadyConsumed(Conflict):
+    """An agent has read the message: it stands in the thread's log and is never changed."""
+
+    code = "already_consumed"
+
+
 class ThreadBusy(Conflict):
     """The thread has a run that is not done: cancel it, or wait for it."""
 

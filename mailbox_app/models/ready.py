@@ -28,26 +28,74 @@ FLAG = (
 )
 
 # What can start now, first by priority and order; and what can start first of the rest, which may go before it.
+# `has_barrier`: whether a barrier is pending, so that it may not be the first in order that can start.
 HEADS_OF = """
     (
-        SELECT TRUE AS is_due, available_at, priority, queue, agent, version_key
+        SELECT TRUE AS is_due, {has_barrier} AS has_barrier, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
         WHERE thread_id = {thread} AND status = 'queued' AND available_at <= statement_timestamp()
         ORDER BY priority, "order", id LIMIT 1
     )
     UNION ALL
     (
-        SELECT FALSE, available_at, priority, queue, agent, version_key
+        SELECT FALSE, FALSE, available_at, priority, queue, agent, version_key
         FROM mailbox_dispatch
         WHERE thread_id = {thread} AND status = 'queued' AND available_at > statement_timestamp()
         ORDER BY available_at, id LIMIT 1
     )
 """
-HEADS = HEADS_OF.format(thread="%(thread)s")
+# One probe of an index that is mostly empty, for a head that is due.
+_HAS_BARRIER = """(
+            SELECT id FROM mailbox_message
+            WHERE thread_id = %(thread)s AND state = 'pending' AND barrier AND NOT held LIMIT 1
+        ) IS NOT NULL"""
+HEADS = HEADS_OF.format(thread="%(thread)s", has_barrier=_HAS_BARRIER)
 # While a run is open, its own: one at most.
 HEAD_OF_RUN = """
-    SELECT available_at <= statement_timestamp(), available_at, priority, queue, agent, version_key
+    SELECT available_at <= statement_timestamp(), FALSE, available_at, priority, queue, agent, version_key
     FROM mailbox_dispatch WHERE run_id = %(run)s AND status = 'queued'
+"""
+
+# What `freeze.is_eligible` says of a new run.
+_READABLE = """state = 'pending' AND NOT held
+            AND (fallback <> '' OR boundary <> 'resume_input' AND target_run_id IS NULL)"""
+# Of the queued dispatches, where a barrier is pending: those whose run could read something at its start, or has
+# nothing to read. Nothing goes past the first barrier, so it alone decides. A run starts with what stands in front of
+# it; or with the barrier itself, once nothing does. Follows FROM mailbox_dispatch AS dispatch.
+PAST_BARRIER = f"""
+    CROSS JOIN LATERAL (
+        SELECT position, id FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND state = 'pending' AND barrier AND NOT held
+        ORDER BY position, id LIMIT 1
+    ) AS barrier
+    LEFT JOIN LATERAL (
+        SELECT position, id FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND run_id = dispatch.run_id AND {_READABLE}
+        ORDER BY position, id LIMIT 1
+    ) AS own ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT position, id FROM mailbox_message
+        WHERE thread_id = dispatch.thread_id AND run_id IS NULL AND {_READABLE}
+        ORDER BY position, id LIMIT 1
+    ) AS anybodys ON TRUE
+    WHERE (
+        own.id IS NULL
+        OR (own.position, own.id) < (barrier.position, barrier.id)
+        OR (anybodys.position, anybodys.id) < (barrier.position, barrier.id)
+        OR barrier.id IN (own.id, anybodys.id) AND (
+            SELECT id FROM mailbox_message
+            WHERE thread_id = dispatch.thread_id AND state = 'pending' AND NOT held
+                AND (position, id) < (barrier.position, barrier.id)
+            LIMIT 1
+        ) IS NULL
+    )
+"""
+HEAD_PAST_BARRIER = f"""
+    SELECT dispatch.available_at, dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
+    FROM mailbox_dispatch AS dispatch {PAST_BARRIER}
+        AND dispatch.thread_id = %(thread)s AND dispatch.status = 'queued'
+        AND dispatch.available_at <= statement_timestamp()
+    ORDER BY dispatch.priority, dispatch."order", dispatch.id LIMIT 1
 """
 
 
@@ -135,7 +183,8 @@ class ReadyFlag(models.Model):
         """Rewrite the ready flag from what is queued in the database, in a statement younger than the lock.
 
         Due: the head can be claimed now. Waking: another can later. Blocked: the open run waits, so nothing else may
-        start; or the thread is paused, which nothing but its resuming ends. None of these while a run is claimed:
+        start; or all that is due stands behind a barrier, whose own run cannot start yet; or the thread is paused,
+        which nothing but its resuming ends. None of these while a run is claimed:
         whoever settles it judges again. The fence does this when it is left; a verb calls it earlier when what it has
         not written yet changes nothing that is queued. `found`: the rows of HEADS, where the verb's own look has
         brought them.
@@ -153,15 +202,22 @@ class ReadyFlag(models.Model):
             found = ask(HEADS, thread) if self.open_run_id is None else ask(HEAD_OF_RUN, {"run": self.open_run_id})
             if not found and self.open_run_id is not None and ask(HEADS, thread):
                 self.blocked_reason = BlockedReason.OPEN_RUN
-        for is_due, *head in found:
-            self._point_at(is_due, *head)
+        for is_due, has_barrier, *head in found:
+            if not has_barrier:
+                self._point_at(is_due, *head)
+            elif past := ask(HEAD_PAST_BARRIER, {"thread": self.pk}):
+                self._point_at(True, *past[0])
+            else:
+                self.blocked_reason = BlockedReason.BARRIER
 
     def consider(self, dispatch: "Dispatch") -> None:
         """Rewrite the ready flag for one more queued dispatch, the last in order: the flag itself says all else.
 
         A flag that has gone stale meanwhile (what it says wakes later has come due) is a hint all the same: the claim
-        looks for the true head.
+        looks for the true head. Behind a barrier the flag does not say enough: leaving the fence judges.
         """
+        if self.blocked_reason == BlockedReason.BARRIER:
+            return
         self._is_judged = True
         if self.active_run_id is not None or self.is_paused:
             return

@@ -20,11 +20,8 @@ from mailbox_app.models import (
     Run,
     Thread,
     ask,
-    columns,
-    loader,
-    read,
 )
-from mailbox_app.operations import candidates, emit, feed, freeze, permits, reread
+from mailbox_app.operations import candidates, emit, feed, freeze, heads, permits, reread
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
@@ -33,29 +30,6 @@ from mailbox_app.telemetry import observe
 # How many candidates a claim looks at beside twice those it may take: others are locking them at the same time. The
 # wider looks are for the day on which somebody's long transaction holds all that stand in front.
 _WIDTHS = (8, 64, 512)
-
-# What the heads of these threads are now, which need not be what their flags said; none where it is paused by now. And
-# the limits that count them, the agent's first: mostly there are none.
-_HEADS = """
-    SELECT {columns},
-        (SELECT id FROM mailbox_limit WHERE kind = 'agent' AND name = dispatch.agent),
-        (SELECT id FROM mailbox_limit WHERE kind = 'scope' AND name = run.scope)
-    FROM unnest(%(threads)s::uuid[], %(open)s::uuid[]) AS thread (id, open_run_id)
-    CROSS JOIN LATERAL (
-        (
-            SELECT * FROM mailbox_dispatch
-            WHERE thread_id = thread.id AND status = 'queued' AND thread.open_run_id IS NULL
-                AND available_at <= statement_timestamp()
-            ORDER BY priority, "order", id
-            LIMIT 1
-        )
-        UNION ALL
-        -- An open run's own, of which there is one: whatever else waits on its thread is not read.
-        SELECT * FROM mailbox_dispatch
-        WHERE run_id = thread.open_run_id AND status = 'queued' AND available_at <= statement_timestamp()
-    ) AS dispatch
-    JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    WHERE """ + candidates.UNPAUSED.format(queue="dispatch.queue", agent="dispatch.agent")
 
 # One statement for all claims of a process. SKIP LOCKED: whoever holds a row is settling or cancelling it, and waiting
 # for it here in another order than a group settle takes its rows would deadlock.
@@ -192,28 +166,24 @@ def _claim_heads(
     tokens: Sequence[uuid.UUID],
 ) -> Collection[str]:
     """Claim the heads of locked threads; returns the scopes whose limit has kept any of them from starting."""
-    heads, limits = _heads(threads) if threads else ({}, {})
+    found = heads.of(threads)
     ours = [
         thread
         for thread in threads
-        if thread.pk in heads
-        and heads[thread.pk].queue == queue
-        and runnable.takes(heads[thread.pk].agent, heads[thread.pk].version_key)
+        if (head := found.dispatches.get(thread.pk)) is not None
+        and head.queue == queue
+        and runnable.takes(head.agent, head.version_key)
     ]
-    starting = [run for thread in ours if (run := heads[thread.pk].run).status == RunStatus.CREATED]
-    # A replay reads what its original had read.
-    readers = [run for run in starting if run.replay_of_id is None]
-    unread = freeze.unread_by(readers) if readers else {}
-    allowance = permits.Allowance(ours, limits)
+    allowance = permits.Allowance(ours, found.limits)
     for thread, token in zip(ours, tokens, strict=False):
-        dispatch = heads[thread.pk]
+        dispatch = found.dispatches[thread.pk]
         allowed = allowance.admit(dispatch)
         if allowed is None:
             if thread.scope in allowance.exhausted:
                 thread.block_by_scope()
             continue
         try:
-            claim = _claim_head(thread, dispatch, unread.get(thread.pk, []), worker, token, allowed)
+            claim = _claim_head(thread, dispatch, found.unread.get(thread.pk, []), worker, token, allowed)
         except (OperationalError, InterfaceError):
             raise
         except Exception as error:
@@ -222,20 +192,6 @@ def _claim_heads(
             claims.append(claim)
     allowance.write()
     return allowance.exhausted
-
-
-def _heads(threads: Sequence[Thread]) -> tuple[dict[uuid.UUID, Dispatch], dict[uuid.UUID, list[uuid.UUID]]]:
-    """The threads' heads now, with their runs, by thread; and the limits that count them, by dispatch."""
-    sql = _HEADS.replace("{columns}", f"{columns(Dispatch, 'dispatch')}, {columns(Run, 'run')}")
-    params = {"threads": [thread.pk for thread in threads], "open": [thread.open_run_id for thread in threads]}
-    heads: dict[uuid.UUID, Dispatch] = {}
-    limits: dict[uuid.UUID, list[uuid.UUID]] = {}
-    for dispatch, *rest, of_agent, of_scope in read(Dispatch, sql, params):
-        dispatch.run = loader(Run)(rest)
-        heads[dispatch.thread_id] = dispatch
-        if of_agent or of_scope:
-            limits[dispatch.pk] = [limit for limit in (of_agent, of_scope) if limit is not None]
-    return heads, limits
 
 
 def _claim_head(

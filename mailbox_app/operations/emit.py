@@ -17,6 +17,8 @@ RUN_CANCEL_REQUESTED = "RunCancelRequested"
 RUN_INTERRUPTED = "RunInterrupted"
 MESSAGES_JOINED = "MessagesJoined"
 RUN_MADE_DUE = "RunMadeDue"
+MESSAGE_EDITED = "MessageEdited"
+MESSAGES_REORDERED = "MessagesReordered"
 DEAD_LETTER_REPLAYED = "DeadLetterReplayed"
 DEAD_LETTER_DISCARDED = "DeadLetterDiscarded"
 
@@ -149,11 +151,29 @@ def message_requeued(thread: Thread, message: Message, *, ended: Run, run: Run) 
     )
 
 
-def message_retracted(thread: Thread, message: Message, run: Run) -> Event:
-    """A message will never be read."""
+def message_edited(thread: Thread, message: Message, *, changed: list[str]) -> Event:
+    """Somebody has changed a pending message. What it says is not told: what is edited away is to be gone."""
     return thread.record(
         Event(
-            run_id=run.pk,
+            run_id=message.run_id,
+            kind=MESSAGE_EDITED,
+            visibility=message.visibility,
+            payload={
+                "thread_id": str(thread.pk),
+                "message_id": str(message.pk),
+                "revision": message.revision,
+                "changed": changed,
+            },
+            correlation_id=str(message.run_id or message.pk),
+        )
+    )
+
+
+def message_retracted(thread: Thread, message: Message, run: Run | None) -> Event:
+    """A message will never be read; `run`: who would have."""
+    return thread.record(
+        Event(
+            run_id=None if run is None else run.pk,
             kind=Kind.MESSAGE_RETRACTED,
             visibility=message.visibility,
             payload={
@@ -161,7 +181,7 @@ def message_retracted(thread: Thread, message: Message, run: Run) -> Event:
                 "message_id": str(message.pk),
                 "reason": message.retract_reason,
             },
-            correlation_id=str(run.pk),
+            correlation_id=str(message.pk if run is None else run.pk),
         )
     )
 

@@ -143,6 +143,11 @@ def messages(given: Sequence[NewMessage | Mapping[str, Any] | str]) -> list[NewM
     return checked
 
 
+def content(name: str, value: Any) -> Any:
+    """What a message says: text, or a list of parts."""
+    return _content(name, value)
+
+
 def _message(name: str, given: NewMessage | Mapping[str, Any] | str) -> NewMessage:
     if isinstance(given, str):
         given = NewMessage(content=given)

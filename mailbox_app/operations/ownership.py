@@ -23,8 +23,9 @@ _HELD = """
 """
 
 # The same for several claims, and what a completion asks besides: is there anything before the run that it has not read
-# (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag. No EXISTS:
-# with old statistics all that is pending anywhere would be hashed for it.
+# (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag, which is
+# judged by it only where nothing is unread, a barrier neither. No EXISTS: with old statistics all that is pending
+# anywhere would be hashed for it.
 _ENDING = f"""
     SELECT {{columns}}, (
         SELECT TRUE FROM mailbox_message
@@ -43,7 +44,7 @@ _ENDING = f"""
         ON dispatch.thread_id = wanted.thread_id AND dispatch.id = wanted.id
         AND dispatch.status = 'claimed' AND dispatch.claim_token = wanted.token
     JOIN mailbox_run AS run ON run.id = dispatch.run_id
-    LEFT JOIN LATERAL ({HEADS_OF.format(thread="dispatch.thread_id")}) AS heads ON TRUE
+    LEFT JOIN LATERAL ({HEADS_OF.format(thread="dispatch.thread_id", has_barrier="FALSE")}) AS heads ON TRUE
 """
 
 

@@ -79,6 +79,13 @@ def change_record(thread: Thread, run: Run, entry: Mapping[str, Any], payload: A
     thread.change(found, result=payload)
 
 
+def erase_record(run: Run) -> None:
+    """Forget that the wait of a waiting run has ended: nobody has read it, and it goes on."""
+    entry = (run.waiting or {})["entry"]
+    slot = {name: entry[name] for name in ("name", "key", "n")}
+    JournalEntry.objects.of_turn(run.pk, run.turn).filter(verb="suspend", **slot).delete()
+
+
 def last_dispatch(run: Run) -> Dispatch:
     """The activation that ended in the run's wait."""
     found = Dispatch.objects.of_run(run.pk).order_by("created_at", "id").last()

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mailbox_app.api.v1 import schema
-from mailbox_app.models import Dispatch, Run, Thread
+from mailbox_app.models import Dispatch, Message, Run, Thread
 from mailbox_app.operations import limits, pauses, settle, threads
 from mailbox_project.wsgi import application
 from tests import make
@@ -93,6 +93,12 @@ def ids(path: str, settings: Any, api: Any) -> dict[str, list[str]]:
         + [str(asking_run.run_id)] * (20 * len(tickets)),
         "dispatch_id": [str(pk) for pk in Dispatch.objects.dead_letters().order_by("pk").values_list("pk", flat=True)]
         + [str(other.dispatch_id)],
+        # Those that nobody has read come up more often.
+        "message_id": [
+            str(pk)
+            for rows in (Message.objects.all(), *[Message.objects.pending().filter(scope=scene.SCOPE)] * 3)
+            for pk in rows.order_by("pk").values_list("pk", flat=True)
+        ],
         "name": ["echo"],
     }
 
@@ -126,6 +132,21 @@ def name_what_there_is(path: str, body: Any, ids: dict[str, list[str]]) -> None:
                 one.pop(name, None)
 
 
+def name_what_is_pending(case: Any) -> None:
+    """Have a drawn change of what nobody has read name a message there is, on its own thread, without a guard."""
+    message = Message.objects.pending().filter(scope=scene.SCOPE, thread__deleted_at=None).order_by("pk").first()
+    if message is None:
+        return
+    named = {"thread_id": str(message.thread_id), "message_id": str(message.pk)}
+    case.path_parameters.update({name: named[name] for name in case.path_parameters})
+    for given_fields in (case.body, case.query):
+        if isinstance(given_fields, dict):
+            given_fields.pop("revision", None)
+            given_fields.pop("pending_revision", None)
+            if "message_ids" in given_fields:
+                given_fields["message_ids"] = [str(message.pk)]
+
+
 def explore(
     operation: Any, ids: dict[str, list[str]], credentials: dict[str, dict[str, str]], mode: GenerationMode
 ) -> list[int]:
@@ -143,6 +164,8 @@ def explore(
                 case.path_parameters[name] = data.draw(st.sampled_from(ids[name]))
         if data.draw(st.booleans()):
             name_what_there_is(operation.path, case.body, ids)
+        if "/pending/" in case.path and data.draw(st.booleans()):
+            name_what_is_pending(case)
         if "name" in (case.query or {}) and data.draw(st.booleans()):
             case.query.update(kind="agent", name="echo")
         response = case.call(**credentials)

@@ -1,4 +1,4 @@
-"""Interrupting and cancelling a thread over HTTP, and what is pending on it."""
+"""Interrupting and cancelling a thread over HTTP."""
 
 import uuid
 from typing import Any
@@ -40,24 +40,6 @@ def test_an_interrupt_answers_with_what_it_met_and_asks_once() -> None:
     assert (idle.status_code, idle.json()["run_id"], idle.json()["epoch"]) == (200, None, 1)
 
 
-def test_what_an_interrupt_holds_is_listed_and_released() -> None:
-    api, run = make.api(), make.run(text="first")
-    make.run(text="second", thread_id=run.thread_id)
-    path = f"/threads/{run.thread_id}/pending"
-    assert [item["held"] for item in api.get(path).json()["items"]] == [False, False]
-    assert api.post(f"/threads/{run.thread_id}/interrupt").status_code == 200
-    page = api.get(path, limit=1).json()
-    assert [(item["content"], item["held"], item["run_id"]) for item in page["items"]] == [("first", True, str(run.pk))]
-    assert page["has_more"] is True
-    rest = api.get(path, after=page["next_cursor"]).json()
-    assert ([item["content"] for item in rest["items"]], rest["has_more"]) == (["second"], False)
-    released = api.post(f"{path}/release", {"message_ids": [page["items"][0]["id"]]}).json()
-    assert (released["thread_id"], released["message_ids"]) == (str(run.thread_id), [page["items"][0]["id"]])
-    assert [str(taken().run_id)] == released["run_ids"]
-    assert len(api.post(f"{path}/release").json()["message_ids"]) == 1
-    assert api.post(f"{path}/release").json() == {"thread_id": str(run.thread_id), "message_ids": [], "run_ids": []}
-
-
 def test_a_run_that_interrupts_says_so_in_its_receipt() -> None:
     api, first = make.api(), make.run(text="first")
     body = {"messages": [{"content": "rather this"}], "thread_id": str(first.thread_id), "if_active": "interrupt"}
@@ -84,7 +66,7 @@ def test_cancelling_a_thread_answers_with_what_ended_and_what_was_asked() -> Non
     assert (answer.status_code, answer.json()["cancelled_run_ids"]) == (200, [])
 
 
-@pytest.mark.parametrize("act", ["interrupt", "cancel", "pending/release"])
+@pytest.mark.parametrize("act", ["interrupt", "cancel"])
 def test_refusals_change_nothing(act: str) -> None:
     api, run = make.api(), make.run()
     before = make.row_counts()
@@ -93,9 +75,6 @@ def test_refusals_change_nothing(act: str) -> None:
     wrong = api.post(f"/threads/{run.thread_id}/{act}", {"resaon": "typo"})
     assert (wrong.status_code, make.problem_of(wrong)["code"]) == (422, "invalid_input")
     assert api.post(f"/threads/not-an-id/{act}").status_code == 400
-    unknown = api.post(f"/threads/{run.thread_id}/pending/release", {"message_ids": [str(uuid.uuid4())]})
-    assert (unknown.status_code, make.problem_of(unknown)["code"]) == (404, "message_not_found")
-    assert api.get(f"/threads/{run.thread_id}/pending", after="x").status_code == 400
     run.refresh_from_db()
     assert (run.status, Dispatch.objects.get().status, Thread.objects.get().epoch) == ("created", "queued", 0)
     # The tokens of the two callers aside.

@@ -55,6 +55,8 @@ PROBLEMS: dict[str, Problem] = {
     "duplicate_key": Problem(409, "Another run holds this dedupe key"),
     "already_exists": Problem(409, "It exists already"),
     "immutable": Problem(409, "What is published is never changed"),
+    "revision_conflict": Problem(409, "Somebody has changed it since you looked"),
+    "already_consumed": Problem(409, "An agent has read the message"),
     "thread_busy": Problem(409, "The thread has a run that is not done"),
     "not_scheduled": Problem(409, "The run has nothing queued that could start now"),
     "already_resolved": Problem(409, "The dead letter has been replayed or discarded"),

@@ -126,7 +126,30 @@ class CancelSerializer(serializers.Serializer[Any]):
     )
 
 
-class ReleaseSerializer(serializers.Serializer[Any]):
+class MessageChangeSerializer(serializers.Serializer[Any]):
+    content = Content(required=False, allow_null=True, help_text="Takes the place of all it said.")
+    metadata = Object(required=False, allow_null=True, help_text="Takes the place of all there was.")
+    revision = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, help_text="Refuse unless the message still is at this revision."
+    )
+
+
+class PendingGuardSerializer(serializers.Serializer[Any]):
+    pending_revision = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=1,
+        help_text="Refuse unless what is pending on the thread still is at this revision.",
+    )
+
+
+class OrderSerializer(PendingGuardSerializer):
+    message_ids = serializers.ListField(
+        child=serializers.UUIDField(), min_length=1, help_text="They come first, in this order; the others keep theirs."
+    )
+
+
+class ReleaseSerializer(PendingGuardSerializer):
     message_ids = serializers.ListField(
         child=serializers.UUIDField(), required=False, allow_null=True, min_length=1, help_text="All unless given."
     )

@@ -41,6 +41,7 @@ IDEMPOTENCY_KEY = OpenApiParameter(
 )
 RUN_ID = OpenApiParameter("run_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 THREAD_ID = OpenApiParameter("thread_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
+MESSAGE_ID = OpenApiParameter("message_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 DISPATCH_ID = OpenApiParameter("dispatch_id", OpenApiTypes.UUID, OpenApiParameter.PATH)
 CURSOR = OpenApiParameter("cursor", str, description="`next_cursor` of the page before, with the same filters.")
 CREATED = (

@@ -160,35 +160,6 @@ class ClearedSerializer(serializers.Serializer[Any]):
     )
 
 
-class PendingMessageSerializer(serializers.Serializer[Message]):
-    id = serializers.UUIDField()
-    client_id = serializers.CharField(allow_null=True)
-    thread_id = serializers.UUIDField()
-    position = serializers.IntegerField(help_text="Its place among what is pending.")
-    held = serializers.BooleanField(help_text="An interrupt has held it: nobody reads it until it is released.")
-    role = Word(Role)
-    content = Content()
-    visibility = Word(Visibility)
-    sender = serializers.CharField(allow_blank=True)
-    metadata = Object()
-    run_id = serializers.UUIDField(
-        allow_null=True, help_text="The run that will read it, or would have; null: whoever comes."
-    )
-    created_at = Instant()
-
-
-class PendingPageSerializer(serializers.Serializer[Any]):
-    items = PendingMessageSerializer(many=True)
-    next_cursor = serializers.IntegerField(help_text="Pass it as `after` to go on.")
-    has_more = serializers.BooleanField()
-
-
-class ReleasedSerializer(serializers.Serializer[Any]):
-    thread_id = serializers.UUIDField()
-    message_ids = serializers.ListField(child=serializers.UUIDField(), help_text="Those that were held until now.")
-    run_ids = serializers.ListField(child=serializers.UUIDField(), help_text="The new runs that will read them.")
-
-
 class MadeDueSerializer(serializers.Serializer[Any]):
     thread_id = serializers.UUIDField()
     run_id = serializers.UUIDField()

@@ -1,26 +1,24 @@
-"""Stop a thread: interrupt it or cancel all of it; and what an interrupt holds until somebody releases it."""
+"""Stop a thread: interrupt it, or cancel all of it."""
 
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import requests, serializers, threads
-from mailbox_app.api.v1.base import MailboxView, optional_body_of, path_id
-from mailbox_app.api.v1.pagination import limit_of, number_of, page, parameters, seconds_of
+from mailbox_app.api.v1 import requests, serializers
+from mailbox_app.api.v1.base import optional_body_of, path_id
+from mailbox_app.api.v1.pagination import parameters, seconds_of
 from mailbox_app.api.v1.runs import came_of_asking, is_moving
-from mailbox_app.api.v1.schema import LIMIT, STOP_WAIT, THREAD_ID, operation
+from mailbox_app.api.v1.schema import STOP_WAIT, THREAD_ID, operation
 from mailbox_app.api.v1.waiting import Later, WaitingView
 from mailbox_app.conf import conf
-from mailbox_app.models import Message, Run
-from mailbox_app.operations import cancel, interrupt, pending
+from mailbox_app.models import Run
+from mailbox_app.operations import cancel, interrupt
 
 _REASON = set(requests.CancelSerializer().fields)
-_RELEASE = set(requests.ReleaseSerializer().fields)
 
 
 class ThreadInterruptView(WaitingView):
@@ -75,51 +73,6 @@ class ThreadCancelView(WaitingView):
             return serializers.ClearedSerializer(facts).data
 
         return _once_stopped(cleared.requested_run_id, seconds, told)
-
-
-class PendingView(MailboxView):
-    @operation(
-        400, 404, 410, 422,
-        operation_id="list_pending_messages",
-        summary="Read what a thread has not read",
-        tags=["threads"],
-        parameters=[
-            THREAD_ID,
-            OpenApiParameter("after", int, description="Messages with a greater `position`."),
-            LIMIT,
-        ],
-        responses={200: serializers.PendingPageSerializer},
-    )  # fmt: skip
-    def get(self, request: Request, thread_id: str) -> Response:
-        """The messages that no agent has read yet, in the order in which they will be."""
-        given = parameters(request, "after", "limit")
-        after, limit = number_of(given, "after"), limit_of(given)
-        rows = Message.objects.filter(thread=threads.find(self.scope, thread_id)).pending()
-        if after is not None:
-            rows = rows.filter(position__gt=after)
-        items, has_more = page(rows.order_by("position", "id")[: limit + 1], limit)
-        stands = items[-1].position if items else after or 0
-        found = {"items": items, "next_cursor": stands, "has_more": has_more}
-        return Response(serializers.PendingPageSerializer(found).data)
-
-
-class PendingReleaseView(MailboxView):
-    @operation(
-        400, 404, 410, 413, 415, 422,
-        operation_id="release_pending_messages",
-        summary="Release what an interrupt holds",
-        tags=["threads"],
-        parameters=[THREAD_ID],
-        request=requests.ReleaseSerializer,
-        responses={200: serializers.ReleasedSerializer},
-    )  # fmt: skip
-    def post(self, request: Request, thread_id: str) -> Response:
-        """Have held messages read after all, by new runs. What is not held any more is left as it is."""
-        parameters(request)
-        body = optional_body_of(request, _RELEASE)
-        wanted = path_id("thread_id", thread_id)
-        released = pending.release(scope=self.scope, thread_id=wanted, message_ids=body.get("message_ids"))
-        return Response(serializers.ReleasedSerializer(asdict(released)).data)
 
 
 def _asked(request: Request) -> tuple[float, str]:

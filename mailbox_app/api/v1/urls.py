@@ -21,6 +21,7 @@ from mailbox_app.api.v1.events import RunEventsView, ThreadEventsView
 from mailbox_app.api.v1.limits import LimitsView
 from mailbox_app.api.v1.messages import RunInputsView, ThreadMessagesView
 from mailbox_app.api.v1.pauses import PausesView
+from mailbox_app.api.v1.pending import PendingMessageView, PendingOrderView, PendingReleaseView, PendingView
 from mailbox_app.api.v1.resume import ResumeView
 from mailbox_app.api.v1.runs import (
     RunCancelView,
@@ -33,7 +34,7 @@ from mailbox_app.api.v1.runs import (
     ThreadRunsView,
 )
 from mailbox_app.api.v1.schema import DocsView, SchemaView
-from mailbox_app.api.v1.stopping import PendingReleaseView, PendingView, ThreadCancelView, ThreadInterruptView
+from mailbox_app.api.v1.stopping import ThreadCancelView, ThreadInterruptView
 from mailbox_app.api.v1.threads import ThreadsView, ThreadView
 
 app_name = "mailbox"
@@ -58,7 +59,9 @@ urlpatterns = [
     path("threads/<str:thread_id>/interrupt", ThreadInterruptView.as_view(), name="thread-interrupt"),
     path("threads/<str:thread_id>/cancel", ThreadCancelView.as_view(), name="thread-cancel"),
     path("threads/<str:thread_id>/pending", PendingView.as_view(), name="thread-pending"),
+    path("threads/<str:thread_id>/pending/order", PendingOrderView.as_view(), name="thread-pending-order"),
     path("threads/<str:thread_id>/pending/release", PendingReleaseView.as_view(), name="thread-pending-release"),
+    path("threads/<str:thread_id>/pending/<str:message_id>", PendingMessageView.as_view(), name="pending-message"),
     path("threads/<str:thread_id>/runs", ThreadRunsView.as_view(), name="thread-runs"),
     path("threads/<str:thread_id>/runs/active", ThreadActiveRunView.as_view(), name="thread-run-active"),
     path("threads/<str:thread_id>/runs/latest", ThreadLatestRunView.as_view(), name="thread-run-latest"),
