@@ -41,7 +41,7 @@ def reorder(of: Any, *message_ids: Any, **more: Any) -> pending.Reordered:
     return pending.reorder(scope=scene.SCOPE, thread_id=of.thread_id, message_ids=list(message_ids), **more)
 
 
-def steer(of: Any, text: str, boundary: str = "next_step") -> submit.Posted:
+def steer(of: Any, text: str, boundary: str = "next_step") -> submit.Receipt:
     return submit.messages(scope=scene.SCOPE, thread_id=of.thread_id, messages=[text], boundary=boundary)
 
 
