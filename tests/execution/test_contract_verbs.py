@@ -156,7 +156,9 @@ def test_an_agent_that_waits_for_input_gets_the_messages_and_the_same_ones_at_ev
         return said[0].text
 
     claim = perform(agent)
-    assert scene.run(claim).waits_for == {"reason": "user_input", "message": "which one?", "name": ""}
+    waits_for = scene.run(claim).waits_for
+    assert waits_for is not None
+    assert {**waits_for, "since": ""} == {"reason": "user_input", "message": "which one?", "name": "", "since": ""}
     receipt = post.to_thread(
         scope=scene.SCOPE, thread_id=claim.thread_id, messages=[{"content": [{"type": "text", "text": "the red one"}]}]
     )

@@ -293,7 +293,9 @@ def _shown(request: Request, run: Run) -> Any:
     found.pauses, found.limits = [], []
     if latest is not None:
         found.pauses, found.limits = pauses.of_dispatch(latest), flow.told(request, limits.of_dispatch(latest))
-    found.open_tickets = tickets.open_of([run.pk])[run.pk]
+    # Nobody is asked before a run starts, and its end closes what is open.
+    is_open = run.status in (RunStatus.RUNNING, RunStatus.WAITING)
+    found.open_tickets = tickets.open_of([run.pk])[run.pk] if is_open else []
     return serializers.RunSerializer(run).data
 
 
