@@ -22,6 +22,18 @@ def a_new_thread() -> uuid.UUID:
     return Thread.objects.create(scope=scene.SCOPE).pk
 
 
+def a_question() -> checkpoint.Question:
+    asked = scene.entry("may I?", verb="ask")
+    facts: dict[str, Any] = {
+        "question": "stale",
+        "arguments": {},
+        "schema": None,
+        "resume_mode": "",
+        "expires_in": None,
+    }
+    return checkpoint.Question(entry=asked, ticket_id="t-1", **facts)
+
+
 VERBS: dict[str, Callable[[Claim], Any]] = {
     "complete": lambda claim: settle.complete(claim, output="stale"),
     "nack": lambda claim: settle.nack(claim, code="transient", message="stale"),
@@ -37,6 +49,7 @@ VERBS: dict[str, Callable[[Claim], Any]] = {
     "send": lambda claim: checkpoint.send(
         claim, scene.entry("message", verb="send"), target=a_new_thread, payload={"message_id": "m-1"}
     ),
+    "ask": lambda claim: checkpoint.ask(claim, [a_question()]),
     "emit_event": lambda claim: checkpoint.emit_event(
         claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"
     ),
