@@ -142,7 +142,8 @@ def _fit(limit: Limit) -> None:
     without = _claimed_without_permit(limit).count()
     change = max(0, (limit.most or 0) - without) - mine.filter(is_retired=False).count()
     if change > 0:
-        change -= _set(loose.filter(is_retired=True)[:change], is_retired=False)
+        # Whoever executes under one counts first; those that came back go below.
+        change -= _set(loose.held().filter(is_retired=True)[:change], is_retired=False)
         Permit.objects.bulk_create([Permit(limit=limit) for _ in range(change)])
         change = 0
     elif change < 0:

@@ -77,6 +77,16 @@ def test_raising_it_again_counts_the_held_ones_that_were_to_go() -> None:
     assert numbers() == (3, 1, 0)
 
 
+def test_of_permits_that_were_to_go_those_that_run_count_before_those_that_came_back() -> None:
+    put(3)
+    first, _, _ = [scene.posted_and_taken() for _ in range(3)]
+    put(None, starts=9, seconds=60)
+    settle.complete(first)  # before any tick
+    put(2)
+    scene.post()
+    assert (numbers(), scene.take()) == ((2, 0, 0), None)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("agent", "echo"), ("scope", scene.SCOPE)])
 def test_what_ran_before_it_counts_too(kind: str, name: str) -> None:
     first, second = scene.posted_and_taken(), scene.posted_and_taken()
