@@ -1,7 +1,6 @@
 """What is told to whom after commit. All of it may be lost; each function says what makes up for it."""
 
 import contextlib
-import functools
 import logging
 import os
 import uuid
@@ -12,7 +11,6 @@ from typing import Any
 from celery import current_app
 from celery.events.event import get_exchange
 from celery.utils.time import utcoffset
-from django.db import transaction
 from kombu import Connection
 from kombu.exceptions import ChannelError, LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
@@ -20,7 +18,7 @@ from kombu.pools import ProducerPool
 from mailbox_app import channel
 from mailbox_app.conf import conf
 from mailbox_app.models import Thread
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import after_commit, observe
 
 EXECUTE = "mailbox.execute"
 
@@ -42,7 +40,7 @@ def tell(*threads: Thread) -> None:
     Lost with the process or the broker: the sweep wakes a worker for every queue that has due work.
     """
     for queue in sorted({thread.due_queue for thread in threads if thread.became_due and thread.due_queue is not None}):
-        transaction.on_commit(functools.partial(wake, queue), robust=True)
+        after_commit(wake, queue)
 
 
 def wake(queue: str) -> None:
@@ -67,7 +65,7 @@ def stop(dispatch_id: uuid.UUID) -> None:
 
     It looks at the row and nothing else, so that a forged nudge stops nobody. Lost: its next renewal finds the request.
     """
-    transaction.on_commit(functools.partial(channel.publish, _STOP, {"dispatch_id": str(dispatch_id)}), robust=True)
+    after_commit(channel.publish, _STOP, {"dispatch_id": str(dispatch_id)})
 
 
 def answered(run_id: uuid.UUID) -> None:
@@ -76,7 +74,7 @@ def answered(run_id: uuid.UUID) -> None:
     It looks at the rows. Lost: it looks every second without.
     """
     topic = _ANSWERED.format(run_id=run_id)
-    transaction.on_commit(functools.partial(channel.publish, topic, {"type": "answered"}), robust=True)
+    after_commit(channel.publish, topic, {"type": "answered"})
 
 
 def hearing_answers(run_id: uuid.UUID) -> AbstractContextManager[Callable[[float], None]]:

@@ -72,9 +72,9 @@ def sweep(**_: Any) -> None:
 
 @shared_task(name="mailbox.gc", ignore_result=True, send_events=False)
 def gc(**_: Any) -> None:
-    """Delete what is past its retention, then let the team clean up (`signals.gc_done`)."""
+    """Delete what is past its retention, free lost permits, then let the team clean up (`signals.gc_done`)."""
     _drop_broken_connection()
-    if _pass("gc", conf.gc_seconds, prune.batch):
+    if _pass("gc", conf.gc_seconds, prune.batch, permits.recover):
         for receiver, answer in gc_done.send_robust(sender=None):
             if isinstance(answer, Exception):
                 facts = {"receiver": getattr(receiver, "__qualname__", "?"), "error": type(answer).__name__}

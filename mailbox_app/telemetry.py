@@ -7,7 +7,7 @@ quick; what they raise is logged, not passed on. `running(…)` names the run wh
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ def observe(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 def observe_on_commit(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """`observe` once the transaction that is open now has committed; what is rolled back is never told."""
-    transaction.on_commit(partial(observe, name, level=level, **fields), robust=True)
+    after_commit(partial(observe, name, level=level, **fields))
 
 
 @contextmanager
@@ -84,3 +84,15 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def after_commit(do: Callable[..., object], *args: Any) -> None:
+    """Call it once the transaction is committed; what it raises is logged by Django, and fails nobody.
+
+    Not as a partial: Django 5.2 asks what failed for a name that partials lack, and would raise that instead.
+    """
+
+    def call() -> None:
+        do(*args)
+
+    transaction.on_commit(call, robust=True)

@@ -25,7 +25,7 @@ from mailbox_app.operations import candidates, emit, feed, freeze, heads, permit
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import after_commit, observe
 
 # How many candidates a claim looks at beside twice those it may take: others are locking them at the same time. The
 # wider looks are for the day on which somebody's long transaction holds all that stand in front.
@@ -147,13 +147,13 @@ def _claim_some(
             if exhausted:
                 held = [*without, *(thread.pk for thread in threads)]
                 permits.block(exhausted, queue=queue, runnable=runnable, without=held)
+                # Robust: what has been claimed by then must reach its worker.
+                after_commit(permits.unblock, exhausted)
     except (OperationalError, InterfaceError, _Unclaimable):
         raise
     except Exception as error:  # what all of them wrote together was refused
         raise _Unclaimable(threads[0].pk if len(threads) == 1 else None, error) from error
     hints.tell(*threads)
-    if exhausted:
-        permits.unblock(exhausted)
     return threads, claims, waiting
 
 

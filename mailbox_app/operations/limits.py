@@ -4,7 +4,6 @@ What runs goes on, whatever the limit becomes. Runs claimed before it came count
 many permits fewer are there to be taken.
 """
 
-import functools
 import logging
 import uuid
 from collections.abc import Collection
@@ -19,7 +18,7 @@ from mailbox_app.errors import InvalidInput, NotLimited
 from mailbox_app.models import BlockedReason, Dispatch, Limit, LimitKind, Permit, Thread
 from mailbox_app.models.limit import LONGEST_PERIOD_SECONDS, MOST_AT_ONCE, MOST_STARTS
 from mailbox_app.operations import gate, inputs, permits
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import after_commit, observe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ def put(
             Limit.objects.filter(pk=limit.pk).update(**given, full_at=full_at, set_at=Now())
         limit.refresh_from_db()
         _fit(limit)
-        transaction.on_commit(functools.partial(permits.let_start, kind, name), robust=True)
+        after_commit(permits.let_start, kind, name)
     observe("limit.set", level=logging.WARNING, target=str(limit), bounds=limit.bounds, by=by)
     return Put(limit=limit, created=created)
 
@@ -85,7 +84,7 @@ def remove(*, kind: str, name: str, by: str = "") -> Limit:
         Limit.objects.filter(pk=limit.pk).update(most=None, starts=None, seconds=None, full_at=None)
         limit.refresh_from_db()
         _fit(limit)
-        transaction.on_commit(functools.partial(permits.let_start, kind, name), robust=True)
+        after_commit(permits.let_start, kind, name)
     observe("limit.removed", level=logging.WARNING, target=str(was), by=by)
     return was
 
@@ -97,7 +96,7 @@ def settle() -> None:
             limit = Limit.objects.filter(pk=pk).select_for_update(no_key=True, skip_locked=True).first()
             if limit is not None:
                 _fit(limit)
-                transaction.on_commit(functools.partial(permits.let_start, limit.kind, limit.name), robust=True)
+                after_commit(permits.let_start, limit.kind, limit.name)
 
 
 def refit(ids: Collection[uuid.UUID]) -> None:

@@ -4,7 +4,6 @@ Where a pause is looked at. Agents and queues: by the claim, twice (`candidates.
 never taken and a backlog of it costs nothing. A thread: nowhere; its own row says that it is blocked, and is not due.
 """
 
-import functools
 import logging
 import uuid
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from mailbox_app import hints
 from mailbox_app.errors import NotPaused
 from mailbox_app.models import BlockedReason, Dispatch, Pause, PauseKind, Thread
 from mailbox_app.operations import candidates, emit, gate, inputs
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import after_commit, observe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ def resume(*, kind: str, name: str, by: str = "", scope: str | None = None) -> P
         else:
             ended = _end(kind, name)
             # Looked for once the pause is gone: what becomes due before that commit sends a signal in vain.
-            transaction.on_commit(functools.partial(_wake, kind, name), robust=True)
+            after_commit(_wake, kind, name)
     observe("work.resumed", level=logging.WARNING, target=str(ended), by=by)
     return ended
 

@@ -10,21 +10,18 @@ first of these due. That cannot miss one that is blocked at the same moment: eac
 Should it end before it has looked, the due tick does.
 """
 
-import functools
 import logging
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from django.db import transaction
-
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.models import Dispatch, Limit, LimitKind, Permit, Thread, ask
 from mailbox_app.operations import candidates
 from mailbox_app.operations.candidates import Runnable
-from mailbox_app.telemetry import observe
+from mailbox_app.telemetry import after_commit, observe
 
 # Of each limit, so many permits that nobody else takes or gives back just now.
 _FREE = """
@@ -206,7 +203,7 @@ def tell(*threads: Thread) -> None:
     hints.tell(*threads)
     given_back = [permit_id for thread in threads for permit_id in thread.given_back]
     if given_back:
-        transaction.on_commit(functools.partial(_pass_on, given_back), robust=True)
+        after_commit(_pass_on, given_back)
 
 
 def let_start(kind: str, name: str) -> None:

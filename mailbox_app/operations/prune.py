@@ -19,13 +19,11 @@ from mailbox_app.models import (
     Thread,
     Ticket,
 )
-from mailbox_app.operations import permits
 from mailbox_app.states import DispatchStatus, OutboxStatus
 
 
 def batch() -> int:
-    """Delete up to one batch of each kind of row, and free permits that were lost; returns how many went."""
-    permits.recover()
+    """Delete up to one batch of each kind of row; returns how many went."""
     return _dispatches() + _events() + _outbox() + _threads() + _idempotency_keys() + _registrations()
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
+from mailbox_app import tasks
 from mailbox_app.doctor import permits as examined
 from mailbox_app.models import Dispatch, Limit, Permit
-from mailbox_app.operations import limits, permits, prune
+from mailbox_app.operations import limits, permits
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -49,7 +50,7 @@ def test_gc_frees_lost_permits_and_leaves_the_others(caplog: pytest.LogCaptureFi
     running = held()
     lost = Permit.objects.free().get()
     Permit.objects.filter(pk=lost.pk).update(dispatch_id=uuid.uuid4())
-    prune.batch()
+    tasks.gc.apply()
     assert "permit.recovered" in caplog.text
     assert Permit.objects.held().get().dispatch_id == running.dispatch_id
     assert permits.recover() == 0

@@ -149,7 +149,7 @@ MUTATIONS = (
     Mutation(
         "the look after a block",
         f"{OPERATIONS}/claim.py",
-        (("        permits.unblock(exhausted)\n", "        pass\n"),),
+        (("after_commit(permits.unblock, exhausted)", "pass"),),
         noticed_by=("tests/races/test_limits.py",),
     ),
     Mutation(

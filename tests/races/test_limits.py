@@ -2,6 +2,7 @@
 
 import threading
 import time
+import uuid
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from django.db import connection
 
 from mailbox_app.errors import NotLimited
 from mailbox_app.models import Dispatch, Limit, Permit, Run, Thread
-from mailbox_app.operations import limits, permits, recover, settle
+from mailbox_app.operations import claim, limits, permits, recover, settle
 from tests.operations import scene
 from tests.races.actors import await_waiting, crew, start
 
@@ -130,6 +131,21 @@ def test_a_permit_that_comes_back_while_a_thread_is_being_blocked_is_not_missed(
     assert blocking.result(20) is None
     assert scene.flag(waiting) == scene.DUE
     assert scene.taken().run_id == waiting.run_id
+
+
+def test_what_was_claimed_reaches_its_worker_whatever_the_look_afterwards_meets(monkeypatch: Any) -> None:
+    put("scope", 1)
+    scene.post()
+    scene.post()
+
+    def fails(scopes: Any) -> int:
+        raise RuntimeError(f"no look at {scopes}")
+
+    monkeypatch.setattr(permits, "unblock", fails)
+    tokens = [uuid.uuid4(), uuid.uuid4()]
+    taken = claim.due(queue=scene.QUEUE, agents=["echo"], worker=scene.WORKER, tokens=tokens)
+    assert len(taken.claims) == 1
+    assert Thread.objects.filter(blocked_reason="scope_limit").count() == 1
 
 
 @KINDS
