@@ -42,8 +42,7 @@ class RunStreamView(_StreamView):
         """A run's public events as they happen, and its live text (`delta`). `end` says that the run is done."""
         cursor = stream.cursor_of(request, parameters(request, "cursor"))
         run = runs.find(self.scope, run_id)
-        stream.refuse_wsgi(request)
-        return stream.of_run(run, cursor=cursor) or Response(status=204)
+        return stream.of_run(request, run, cursor=cursor) or Response(status=204)
 
 
 class ThreadStreamView(_StreamView):
@@ -59,5 +58,4 @@ class ThreadStreamView(_StreamView):
         """A thread's public events as they happen, and the live text of its open run (`delta`)."""
         cursor = stream.cursor_of(request, parameters(request, "cursor"))
         thread = threads.find(self.scope, thread_id)
-        stream.refuse_wsgi(request)
-        return stream.of_thread(thread, cursor=cursor)
+        return stream.of_thread(request, thread, cursor=cursor)
