@@ -138,7 +138,10 @@ class RunsView(MailboxView):
             return Response(answer.data, status=202, headers={"Location": self.link("run", run_id=receipt.run_id)})
 
         answer = idempotency.once(request, scope=scope, body=body, act=act)
-        return _streamed(request, answer, scope, cursor) if request.accepted_media_type == stream.MEDIA_TYPE else answer
+        if request.accepted_media_type != stream.MEDIA_TYPE:
+            return answer
+        self.headers |= stream.HEADERS
+        return _streamed(request, answer, scope, cursor)
 
 
 class RunView(MailboxView):

@@ -40,6 +40,8 @@ _AGAIN = b": that is all for now; connect again\n\n"
 METADATA, DELTA, END, ERROR = "metadata", "delta", "end", "error"
 
 
+# No proxy is to keep a stream, to hold it back until it is complete, or to compress it.
+HEADERS = {"Cache-Control": "no-cache, no-store, no-transform", "X-Accel-Buffering": "no"}
 # For the document.
 ANSWERS = {(200, MEDIA_TYPE): OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")}
 
@@ -85,13 +87,8 @@ def _answer(request: Request, client: "_Client") -> StreamingHttpResponse:
     is_async = isinstance(request._request, ASGIRequest)
     if not connection.in_atomic_block:
         connection.close()
-    headers = {
-        # No proxy is to keep it, to hold it back until it is complete, or to compress it piece by piece.
-        "Cache-Control": "no-cache, no-store, no-transform",
-        "X-Accel-Buffering": "no",
-    }
     frames = client.frames() if is_async else client.past()
-    return StreamingHttpResponse(frames, content_type=MEDIA_TYPE, headers=headers)
+    return StreamingHttpResponse(frames, content_type=MEDIA_TYPE)
 
 
 class _Client:

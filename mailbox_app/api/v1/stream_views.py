@@ -28,6 +28,10 @@ class _StreamView(MailboxView):
     http_method_names: tuple[str, ...] = ("get",)
     renderer_classes: Sequence[type[BaseRenderer]] = (stream.EventStreamRenderer,)
 
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        return {**super().default_response_headers, **stream.HEADERS}
+
 
 class RunStreamView(_StreamView):
     @operation(
