@@ -10,7 +10,7 @@ from mailbox_app.models import Thread
 from mailbox_app.operations import settle, threads
 from tests import given, make
 from tests.operations import scene
-from tests.operations.test_children import spawn, wait
+from tests.operations.family import spawn, wait
 
 pytestmark = pytest.mark.django_db
 
