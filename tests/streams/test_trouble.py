@@ -224,15 +224,19 @@ def test_a_client_behind_what_is_kept_reads_on_from_the_table(opened: Open, sett
 
 
 def test_events_pruned_before_they_were_sent_end_the_stream_with_an_error(opened: Open, settings: Any) -> None:
-    settings.MAILBOX = {**settings.MAILBOX, "stream_buffer_entries": 1, "stream_poll_seconds": 0.2}
+    settings.MAILBOX = {**settings.MAILBOX, "stream_poll_seconds": 60.0}
     taken = scene.posted_and_taken()
     client = opened(f"/threads/{taken.thread_id}/events/stream")
-    last = client.until_named("RunStarted").id
+    client.until_named("RunStarted")
+    until(lambda: listeners() == 1, "the process listens")
+    emit(taken, "Told")
+    last = client.until_named("Told").id
     with channel.silenced():
         for _ in range(3):
             emit(taken, "Lost")
     Thread.objects.filter(pk=taken.thread_id).update(pruned_cursor=int(last or 0) + 2)
     Event.objects.filter(thread_id=taken.thread_id, cursor__lte=int(last or 0) + 2).delete()
+    redis.Redis.from_url(conf.redis_url).publish("mailbox:events", json.dumps({str(taken.thread_id): 10**6}))
     heard = client.to_the_end()
     assert (heard[-1].name, heard[-1].data["code"]) == ("error", "cursor_pruned")
     assert opened(f"/threads/{taken.thread_id}/events/stream", last=last).status == 410

@@ -79,6 +79,9 @@ class Feed:
 
     def take(self, found: Found) -> None:
         """Add what was read past `head`."""
+        if found.pruned > self.head:  # some are gone that nobody has read: who has not had them is to be told so
+            self._recent.clear()
+            self._bytes, self.floor = 0, found.pruned
         for told in found.told:
             self._recent.append(told)
             self._bytes += len(told.frame)
