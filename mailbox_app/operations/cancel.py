@@ -69,7 +69,7 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "", by: str | None = Non
             return _receipt(found, Outcome.REQUESTED)
         _end(thread, found, reason, by=by)
     hints.tell(thread)
-    return _receipt(Run.objects.get(pk=found.pk), Outcome.CANCELLED)
+    return _receipt(found, Outcome.CANCELLED)
 
 
 def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Cleared:
