@@ -265,7 +265,7 @@ class ThreadLatestRunView(MailboxView):
         """The run that was submitted last. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
+        return Response(_shown(request, _first(Run.objects.filter(pk=thread.latest_run_id), thread, "run")))
 
 
 def find(scope: str, given: str) -> Run:
