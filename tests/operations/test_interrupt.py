@@ -204,6 +204,7 @@ def test_a_foreground_submit_reads_what_the_superseded_runs_had_not_before_its_o
     assert (met.run_id, met.outcome, met.superseded_run_ids) == (claim.run_id, "requested", [second.run_id])
     assert (met.held_message_ids, held(claim)) == ([], [])
     assert scene.dispatch(posted).epoch == met.epoch == 1
+    assert (scene.dispatch(claim).status, scene.run(claim).status) == ("claimed", "running"), "it was asked"
     assert scene.take() is None, "it starts when the old one has been settled"
     settle.stopped(claim)
     taken = scene.taken()
