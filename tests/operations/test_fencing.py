@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from mailbox_app.errors import LeaseLost
-from mailbox_app.models import Message, Thread, Ticket
+from mailbox_app.models import Message, Run, Thread, Ticket
 from mailbox_app.operations import (
     cancel,
     checkpoint,
@@ -32,6 +32,10 @@ pytestmark = pytest.mark.django_db
 
 def a_new_thread() -> uuid.UUID:
     return Thread.objects.create(scope=scene.SCOPE).pk
+
+
+def a_child(thread: Thread, run: Run) -> dict[str, str]:
+    raise AssertionError("nothing is spawned for a claim that is lost")
 
 
 def a_question() -> checkpoint.Question:
@@ -61,6 +65,7 @@ VERBS: dict[str, Callable[[Claim], Any]] = {
     "send": lambda claim: checkpoint.send(
         claim, scene.entry("message", verb="send"), target=a_new_thread, payload={"message_id": "m-1"}
     ),
+    "spawn": lambda claim: checkpoint.spawn(claim, scene.entry("writer", verb="spawn"), child=a_child),
     "ask": lambda claim: checkpoint.ask(claim, [a_question()]),
     "emit_event": lambda claim: checkpoint.emit_event(
         claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"
