@@ -52,7 +52,7 @@ def a_question() -> checkpoint.Question:
 
 VERBS: dict[str, Callable[[Claim], Any]] = {
     "complete": lambda claim: settle.complete(claim, output="stale"),
-    "nack": lambda claim: settle.nack(claim, code="transient", message="stale"),
+    "nack": lambda claim: settle.nack(claim, code="transient", message="stale", retry_after=60),
     "dead_letter": lambda claim: settle.dead_letter(claim, code="permanent", message="stale"),
     "stopped": settle.stopped,
     "suspend": lambda claim: settle.suspend(claim, scene.wait()),
