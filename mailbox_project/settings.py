@@ -163,6 +163,9 @@ MAILBOX_CHAT_MODEL = str(_ENV.get("MAILBOX_CHAT_MODEL", ""))
 # How long the endpoint may be silent, at the beginning or in mid-answer.
 MAILBOX_CHAT_TIMEOUT_SECONDS = float(_ENV.get("MAILBOX_CHAT_TIMEOUT_SECONDS") or 60)
 
+# The pace at which the example agent `support` speaks.
+MAILBOX_SUPPORT_WORD_SECONDS = float(_ENV.get("MAILBOX_SUPPORT_WORD_SECONDS") or 0.07)
+
 
 def _is_no_tick(record: logging.LogRecord) -> bool:
     """Beat tells of each task it sends, one a second; the table of maintenance passes says when they last ran."""
