@@ -129,6 +129,8 @@ STATIC_ROOT = STATE_DIR / "static"
 # Serves the apps' static files without a collectstatic step; a deployment that collects them sets this off.
 WHITENOISE_USE_FINDERS = True
 LOGIN_URL = "admin:login"
+# Pages that `mailbox_dev` and `demo` name beside the admin: what to call them, and where they are.
+MAILBOX_DEV_PAGES = {"chat": "chat/"}
 
 REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
 SPECTACULAR_SETTINGS = {
