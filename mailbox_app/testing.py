@@ -36,7 +36,7 @@ from mailbox_app.errors import LeaseLost
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, Kind, Message, Role, Run, Thread
-from mailbox_app.operations import claim, deliver, inputs, limits, permits, submit, tick
+from mailbox_app.operations import children, claim, deliver, inputs, limits, permits, submit, tick
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
 from mailbox_app.states import DispatchStatus, RunStatus
@@ -268,7 +268,7 @@ def _execute(taken: Claim) -> None:
 
 def _go_on() -> int:
     """What beside the runs themselves makes work due; returns how much did."""
-    return tick.promote() + deliver.batch() + permits.release_some() + permits.unblock_some()
+    return tick.promote() + deliver.batch() + children.batch() + permits.release_some() + permits.unblock_some()
 
 
 def _scheduled(names: Sequence[str]) -> Any:

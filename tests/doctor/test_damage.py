@@ -357,7 +357,7 @@ def test_a_missing_or_invalid_index_is_found(state: str) -> None:
 
 
 def test_a_missing_migration_is_found_and_nothing_else_is_looked_at() -> None:
-    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0008%%'")
+    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0009%%'")
     report = examine.everything()
     assert [one.code for one in report.findings] == ["migration_missing"]
     assert report.looked_at == {}
