@@ -26,6 +26,8 @@ ORDERS = Path(__file__).resolve().parent / "examples" / "orders.csv"
 # Up to here the agent refunds by itself; above, somebody has to approve.
 LIMIT = Decimal("50.00")
 APPROVAL_SECONDS = 86_400
+# The agent that children run.
+LETTER = "support.letter"
 
 _NUMBER = re.compile(r"\b[A-Z]-\d{5}\b", re.IGNORECASE)
 _AMOUNT = re.compile(r"(?<![\w.,-])(\d{1,6}(?:[.,]\d{1,2})?)(?![\w-])")
@@ -120,7 +122,8 @@ def _refund(talk: Talk, message: IncomingMessage, order: dict[str, str]) -> None
         talk.speak("refunded", message, f"{talk.refunded[number]} EUR of order {number} were refunded already.")
         return
     amount = _amount(message.text, Decimal(order["total"]))
-    if amount > LIMIT:
+    has_asked, note = amount > LIMIT, ""
+    if has_asked:
         talk.speak(
             "announce",
             message,
@@ -140,10 +143,47 @@ def _refund(talk: Talk, message: IncomingMessage, order: dict[str, str]) -> None
             talk.speak("refuse", message, *_refusal(answer, number))
             return
         amount = _cents(answer.payload.get("amount", amount))
+        note = str(answer.payload.get("note", "")).strip()
     paid = ctx.step("refund", partial(_pay_back, number, amount), key=key)
     ctx.emit("RefundPaid", {"order": number, "amount": paid["amount"]}, key=f"refund {number}")
     talk.refunded[number] = paid["amount"]
     talk.speak("paid", message, f"Done: {paid['amount']} EUR of order {number} go back to the customer.")
+    if has_asked:
+        _have_letter_written(talk, key, {**order, "amount": paid["amount"], "note": note})
+
+
+def _have_letter_written(talk: Talk, key: str, facts: dict[str, str]) -> None:
+    """Hand the letter to a child run on a thread of its own, and wait for it without a worker."""
+    talk.commit()
+    task = f"Write to the customer of order {facts['order_id']}."
+    child = talk.ctx.spawn(task, agent=LETTER, options={"facts": facts}, key=key)
+    [ended] = talk.ctx.wait_for_children([child], message="the letter is being written", key=key)
+    if ended["termination"]["type"] == "natural_end":
+        talk.unsaid = f"This is the letter for the customer:\n\n{ended['output']}"
+    else:
+        talk.unsaid = "The letter for the customer could not be written; please write it by hand."
+
+
+@agent(LETTER, version="1", max_attempts=3, timeout_seconds=300)
+def letter(ctx: Context) -> str:
+    """Write the letter that goes with a refund, paragraph by paragraph."""
+    written: list[str] = []
+    for paragraph in _paragraphs(ctx.options["facts"]):
+        _stream(ctx, f"\n\n{paragraph}" if written else paragraph)
+        written.append(paragraph)
+        ctx.checkpoint()
+    return "\n\n".join(written)
+
+
+def _paragraphs(facts: dict[str, str]) -> list[str]:
+    day = date.fromisoformat(facts["ordered_on"])
+    what = f"{facts['product'].lower()}, order {facts['order_id']} of {day.day} {day:%B %Y}"
+    return [
+        "Dear customer,",
+        f"we are sorry that you are not happy with your {what}.",
+        f"Today we have sent {facts['amount']} EUR back to you, the same way as you paid. {facts['note']}".rstrip(),
+        "Yours, the support team",
+    ]
 
 
 def _approval(amount: Decimal, total: Decimal) -> dict[str, Any]:

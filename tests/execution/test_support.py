@@ -11,7 +11,7 @@ from mailbox_app import testing
 from mailbox_app.errors import InvalidInput
 from mailbox_app.execution import Context
 from mailbox_app.models import Event, JournalEntry, Message, Run, Thread, Ticket
-from mailbox_app.operations import decide, post, tick
+from mailbox_app.operations import cancel, children, decide, post, tick
 from mailbox_app.testing import Mailbox
 from mailbox_project import support
 
@@ -79,7 +79,8 @@ def answer(run: Run, **given: Any) -> None:
 
 
 def paid(run: Run) -> list[dict[str, str]]:
-    return list(Event.objects.filter(thread=run.thread_id, kind="RefundPaid").values_list("payload", flat=True))
+    events = Event.objects.filter(thread=run.thread_id, kind="RefundPaid").order_by("cursor")
+    return list(events.values_list("payload", flat=True))
 
 
 def log(run: Run) -> list[str]:
@@ -136,9 +137,47 @@ def test_a_large_refund_waits_for_approval_and_pays_what_was_approved(
     assert paid(run) == []
     answer(run, action="resume", payload={"approved": True, "amount": 120})
     mailbox.run_until_idle()
-    testing.assert_run_finished(run, output="Done: 120.00 EUR of order A-10420 go back to the customer.")
+    testing.assert_run_finished(run)
+    assert log(run)[2] == "Done: 120.00 EUR of order A-10420 go back to the customer."
     assert paid(run) == [{"order": "A-10420", "amount": "120.00"}]
     assert mailbox.streamed(run).count("189.00") == 1, "what was announced before the question is not spoken again"
+
+
+def test_a_child_writes_the_letter_on_a_thread_of_its_own(say: Callable[..., Run], mailbox: Mailbox) -> None:
+    run = say("Refund A-10420")
+    answer(run, action="resume", payload={"approved": True, "amount": 120, "note": "Please keep the rug."})
+    mailbox.run_until_idle()
+    child = Run.objects.get(parent_run_id=run.pk)
+    assert child.thread_id != run.thread_id
+    written = str(testing.assert_run_finished(child).final_output)
+    assert "wool rug, order A-10420 of 2 September 2026" in written
+    assert "120.00 EUR back to you, the same way as you paid. Please keep the rug." in written
+    assert "".join(mailbox.streamed(child)) == written
+    testing.assert_run_finished(run, output=f"This is the letter for the customer:\n\n{written}")
+
+
+def test_who_waits_for_the_letter_keeps_no_worker(say: Callable[..., Run], mailbox: Mailbox) -> None:
+    run = say("Refund A-10420")
+    answer(run, action="resume", payload={"approved": True})
+    mailbox.run_until_idle(agents=["support"])
+    assert (testing.assert_waiting(run, "background_tasks").waiting or {})["message"] == "the letter is being written"
+    child = Run.objects.get(parent_run_id=run.pk)
+    cancel.run(scope="test", run_id=child.pk)
+    mailbox.run_until_idle()
+    said = "The letter for the customer could not be written; please write it by hand."
+    testing.assert_run_finished(run, output=said)
+
+
+def test_who_stops_the_refund_stops_the_letter(say: Callable[..., Run], mailbox: Mailbox) -> None:
+    run = say("Refund A-10420")
+    answer(run, action="resume", payload={"approved": True})
+    mailbox.run_until_idle(agents=["support"])
+    cancel.run(scope="test", run_id=run.pk)
+    # In a transaction of the test's own nothing is told after a commit.
+    assert children.batch() == 1
+    mailbox.run_until_idle()
+    child = Run.objects.get(parent_run_id=run.pk)
+    assert (child.status, child.termination) == ("done", {"type": "cancelled", "detail": "parent_cancelled"})
 
 
 @pytest.mark.parametrize(
@@ -221,6 +260,7 @@ def whole(mailbox: Mailbox, customer: str) -> tuple[list[str], list[dict[str, st
     state = testing.assert_run_finished(run).state
     steps = JournalEntry.objects.filter(run_id=run.pk, verb="step", name="refund").count()
     assert steps == 2
+    assert Run.objects.filter(parent_run_id=run.pk).count() == 1
     ending = f"— You say “{STEERED}”: I come to that now."
     said = ["telling" if TOLD[0] in text and text.endswith(ending) else text for text in log(run)]
     return said, paid(run), state
@@ -234,7 +274,7 @@ def test_whenever_its_worker_is_lost_the_same_comes_of_it(
     assert (expected[0].count(STEERED), expected[0].count("telling")) == (1, 1)
     assert [one["amount"] for one in expected[1]] == ["20.00", "210.00"]
     many, delta = len(spoken), Context.delta
-    for number in range(1, many + 1, 3):
+    for number in range(1, many + 1, 12):
         spoken.clear()
         count = iter(range(1, 10_000))
 
