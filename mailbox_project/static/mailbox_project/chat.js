@@ -1,7 +1,7 @@
 // The page: state is what the rows say, read again whenever the feed rings.
 
 import { Api } from "./api.js";
-import { Feed } from "./feed.js";
+import { Feed, listen } from "./feed.js";
 import { SILENT, heard, unsaid } from "./live.js";
 import { decisionOf, entriesOf, eventOf, questionOf, textOf } from "./rows.js";
 
@@ -16,7 +16,7 @@ function chat() {
   return {
     thread: FACTS.thread, text: "", draft: "", editing: "", problem: "", isBusy: false, connection: "new",
     messages: [], pending: [], revision: null, runs: [], tickets: [], events: [], threads: [],
-    open: null, live: SILENT, lastSeq: 0, lastCursor: 0,
+    children: [], open: null, live: SILENT, childLive: SILENT, lastSeq: 0, lastCursor: 0,
     suggestions: ["Tell me about A-10420", "Refund A-10424", "Refund A-10420"],
 
     init() {
@@ -83,6 +83,8 @@ function chat() {
       this.lastSeq = messages.cursor;
       this.events = [...events.items.map(eventOf).reverse(), ...this.events].slice(0, MOST_EVENTS);
       this.lastCursor = events.cursor;
+      events.items.forEach((event) => this.follow(event));
+      this.watchChild();
       const read = new Set(this.messages.map((message) => message.id));
       this.pending = pending.items.filter((message) => !read.has(message.id)).map((message) => ({
         ...message, text: textOf(message), tag: message.held ? "held" : message.boundary === "next_step" ? "steering" : "",
@@ -120,6 +122,26 @@ function chat() {
       if (isNear) this.toEnd();
     },
 
+    // Which children have not ended, by what the thread's events tell.
+    follow({ kind, payload }) {
+      if (kind === "ChildRunSpawned") this.children = [...this.children, { id: payload.child_run_id, agent: payload.agent }];
+      if (kind === "ChildRunEnded") this.children = this.children.filter((child) => child.id !== payload.child_run_id);
+    },
+    // While the run waits for a child, show what that one writes.
+    watchChild() {
+      const child = this.open && this.open.status === "waiting" ? this.children.at(-1) : undefined;
+      if ((child && child.id) === this.watched) return;
+      if (this.unwatch) this.unwatch();
+      this.watched = child && child.id;
+      this.childLive = SILENT;
+      const hear = (piece) => {
+        const isNear = this.isNearEnd();
+        this.childLive = heard(this.childLive, piece);
+        if (isNear) this.toEnd();
+      };
+      this.unwatch = child ? listen(`${FACTS.api}/runs/${child.id}/events/stream?cursor=0`, hear) : null;
+    },
+
     // A form that is being filled in is left as it is.
     ask(tickets) {
       const known = new Map(this.tickets.map((ticket) => [ticket.ticket_id, ticket]));
@@ -136,6 +158,8 @@ function chat() {
     get entries() { return entriesOf(this.messages, this.runs); },
     get liveText() { return this.open && this.open.id === this.live.run ? unsaid(this.live, this.messages) : ""; },
     get liveWho() { return this.live.attempt > 1 ? `Support, attempt ${this.live.attempt}` : "Support"; },
+    get childText() { return this.watched ? this.childLive.text : ""; },
+    get childWho() { return this.children.length ? `${this.children.at(-1).agent}, a child run` : ""; },
     get hasHeld() { return this.pending.some((message) => message.held); },
     get queueLabel() { return this.hasHeld ? "Held, since you stopped" : this.open ? "Up next" : "Not read yet"; },
     get canSend() { return !this.isBusy && Boolean(this.text.trim()); },
@@ -146,9 +170,9 @@ function chat() {
       const run = this.open;
       if (!run) return this.pending.some((message) => !message.held) ? "Waits for a worker" : "";
       if (run.status === "running") return this.liveText ? "Writing" : "Working";
-      const reason = (run.waiting || {}).reason;
+      const { reason, message } = run.waiting || {};
       if (reason === "tool_permission") return "Waits for your decision; no worker is kept";
-      if (reason === "background_tasks") return "Waits for its child run; no worker is kept";
+      if (reason === "background_tasks") return `Waits for a child run${message ? `: ${message}` : ""}; no worker is kept`;
       return "Waits for your answer; no worker is kept";
     },
 
@@ -224,7 +248,10 @@ function chat() {
     release() { return this.act(() => this.api.ask("POST", `/threads/${this.thread}/pending/release`, {})); },
     decide(ticket, approved) {
       const body = { ticket_id: ticket.ticket_id, decision_id: `page-${ticket.ticket_id}-${approved}`, ...decisionOf(ticket, approved) };
-      return this.act(() => this.api.ask("POST", `/runs/${this.open.id}/decision`, body));
+      return this.act(async () => {
+        await this.api.ask("POST", `/runs/${this.open.id}/decision`, body);
+        this.$refs.text.focus();
+      });
     },
 
     edit(message) {

@@ -5,6 +5,8 @@
 
 const POLL_MS = 1500;
 const AGAIN_MS = 5000;
+// A stream that ended in order is back by then: nobody need be told.
+const BACK_MS = 2500;
 
 export class Feed {
   constructor({ url, cursor, kinds, ring, delta, state }) {
@@ -15,15 +17,17 @@ export class Feed {
   open() {
     const source = (this.source = new EventSource(`${this.url}?cursor=${this.cursor}`));
     source.onopen = () => {
-      this.poll(false);
+      clearTimeout(this.losing);
+      clearInterval(this.timer);
       this.state("live");
       this.ring();
     };
     source.onerror = () => {
-      this.poll(true);
-      this.state("polling");
       // The browser reconnects after a broken stream by itself, and gives up on an answer that is none.
-      if (source.readyState === EventSource.CLOSED) this.again = setTimeout(() => this.open(), AGAIN_MS);
+      const isGivenUp = source.readyState === EventSource.CLOSED;
+      clearTimeout(this.losing);
+      this.losing = setTimeout(() => this.poll(), isGivenUp ? 0 : BACK_MS);
+      if (isGivenUp) setTimeout(() => this.open(), AGAIN_MS);
     };
     source.addEventListener("delta", (event) => this.delta(JSON.parse(event.data)));
     for (const kind of this.kinds) {
@@ -34,8 +38,17 @@ export class Feed {
     }
   }
 
-  poll(wanted) {
+  poll() {
     clearInterval(this.timer);
-    if (wanted) this.timer = setInterval(() => this.ring(), POLL_MS);
+    this.timer = setInterval(() => this.ring(), POLL_MS);
+    this.state("polling");
+    this.ring();
   }
+}
+
+// The live text of one run, for as long as it says anything.
+export function listen(url, delta) {
+  const source = new EventSource(url);
+  source.addEventListener("delta", (event) => delta(JSON.parse(event.data)));
+  return () => source.close();
 }
