@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -19,7 +19,8 @@ from redis.retry import Retry
 from mailbox_app.conf import conf
 from mailbox_app.telemetry import observe
 
-_PREFIX = "mailbox:"
+# Before each key and topic: a Redis may serve others too.
+PREFIX = "mailbox:"
 # A listener asks so often whether its silent peer is there, and does without an answer for twice as long.
 _PING_SECONDS = 10.0
 # Whatever the setting says, a peer that refuses at once is not asked all the time.
@@ -113,7 +114,7 @@ def raise_flag(queue: str) -> bool:
     if client is None:
         return True
     try:
-        return bool(client.set(f"{_PREFIX}signal:{queue}", 1, nx=True, px=int(conf.signal_flag_seconds * 1000)))
+        return bool(client.set(f"{PREFIX}signal:{queue}", 1, nx=True, px=int(conf.signal_flag_seconds * 1000)))
     except redis.RedisError as error:
         breaker_of(conf.redis_url).failed("channel", error)
         return True
@@ -125,7 +126,7 @@ def lower_flag(queue: str) -> None:
     if client is None:
         return
     try:
-        client.delete(f"{_PREFIX}signal:{queue}")
+        client.delete(f"{PREFIX}signal:{queue}")
     except redis.RedisError as error:
         breaker_of(conf.redis_url).failed("channel", error)
 
@@ -162,9 +163,25 @@ def publish(topic: str, message: dict[str, Any]) -> None:
     if client is None:
         return
     try:
-        client.publish(f"{_PREFIX}{topic}", json.dumps(message))
+        client.publish(f"{PREFIX}{topic}", json.dumps(message))
     except redis.RedisError as error:
         breaker_of(conf.redis_url).failed("channel", error)
+
+
+def send(commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    """The answers to Redis commands that are sent in one go (None: it refused that one); [] while Redis is away."""
+    client = _client()
+    if client is None:
+        return []
+    try:
+        with client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            answers = pipeline.execute(raise_on_error=False)
+        return [None if isinstance(answer, Exception) else answer for answer in answers]
+    except redis.RedisError as error:
+        breaker_of(conf.redis_url).failed("channel", error)
+        return []
 
 
 def listen(topic: str) -> Iterator[Any]:
@@ -212,7 +229,7 @@ def subscribed(topic: str) -> Iterator[Callable[[float], None]]:
     try:
         if subscription is not None:
             with contextlib.suppress(redis.RedisError, OSError):  # found out again by whoever waits
-                subscription.subscribe(f"{_PREFIX}{topic}")
+                subscription.subscribe(f"{PREFIX}{topic}")
         yield wait
     finally:
         if subscription is not None:
@@ -227,7 +244,7 @@ def _heard(url: str, topic: str) -> Iterator[Any]:
     )
     subscription: Any = client.pubsub()  # type: ignore[no-untyped-call]
     with contextlib.closing(client), subscription:
-        subscription.subscribe(f"{_PREFIX}{topic}")
+        subscription.subscribe(f"{PREFIX}{topic}")
         heard_at = pinged_at = time.monotonic()
         while True:
             received = subscription.get_message(timeout=_PING_SECONDS)

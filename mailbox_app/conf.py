@@ -123,6 +123,28 @@ class Settings:
     wait_poll_seconds: float = _setting(
         0.5, "longest pause between two looks at a run a request waits for", least=0.01, most=60
     )
+    stream_heartbeat_seconds: float = _setting(
+        15.0, "after how long a silence a stream sends a comment, so that nobody between takes it for dead", least=0.05
+    )
+    stream_poll_seconds: float = _setting(
+        5.0,
+        "how often one web process looks for events its streams were not told of, once for all of them; without Redis "
+        "it looks every `wait_poll_seconds`",
+        least=0.05,
+    )
+    stream_send_seconds: float = _setting(
+        20.0, "how long a stream's client may take nothing of what is sent to it before it is cut off", least=0.1
+    )
+    stream_seconds: float = _setting(
+        3600.0, "how long one stream is open; its client connects again, and shows its credentials again", least=0.1
+    )
+    stream_buffer_entries: int = _setting(
+        256,
+        "latest events of a thread a web process keeps for its streams, and pieces of a run's live text in Redis; past "
+        "that, a stream reads the table, and the pieces become one",
+        least=1,
+        most=100_000,
+    )
     throttle_requests_per_minute: int = _setting(
         0,
         "requests one token or user may make in a minute; 0: no limit; counted in Django's default cache, which must "

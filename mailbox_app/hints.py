@@ -15,9 +15,10 @@ from kombu import Connection
 from kombu.exceptions import ChannelError, LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
-from mailbox_app import channel
+from mailbox_app import channel, saying
 from mailbox_app.conf import conf
 from mailbox_app.models import Thread
+from mailbox_app.models.thread import recorded
 from mailbox_app.telemetry import after_commit, observe
 
 EXECUTE = "mailbox.execute"
@@ -75,6 +76,17 @@ def answered(run_id: uuid.UUID) -> None:
     """
     topic = _ANSWERED.format(run_id=run_id)
     after_commit(channel.publish, topic, {"type": "answered"})
+
+
+def recorded_events(cursors: Mapping[uuid.UUID, int], **_: Any) -> None:
+    """After a transaction that recorded events: tell the web processes that stream them, soon, and for many at once.
+
+    Lost: a stream looks at its threads every `stream_poll_seconds`.
+    """
+    saying.recorded(cursors)
+
+
+recorded.connect(recorded_events, dispatch_uid="mailbox.hints.recorded_events")
 
 
 def hearing_answers(run_id: uuid.UUID) -> AbstractContextManager[Callable[[float], None]]:

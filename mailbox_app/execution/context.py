@@ -122,7 +122,9 @@ class Context(Asking, Spawning):
         """Append an assistant message to the thread now; returns {"message_id", "seq"}."""
         said = inputs.messages([inputs.NewMessage(content=content, role="assistant")])[0].content
         entry = self._journal.entry("say", "message", key, said)
-        return cast(dict[str, Any], self._journal.once(entry, checkpoint.say, said))
+        written = self._journal.once(entry, checkpoint.say, said)
+        self._live.close()
+        return cast(dict[str, Any], written)
 
     def emit(
         self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC

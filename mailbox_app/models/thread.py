@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connection, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.dispatch import Signal
 
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models.base import Moving, not_blank, uuid7
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from mailbox_app.models.message import Message
     from mailbox_app.models.run import Run
 
+
+# Sent once a fence and after commit, with `cursors`: the last cursor of each thread that has new events, by its id.
+# Receivers must be quick: who committed waits for them.
+recorded = Signal()
 
 # Everything a verb may change on a fenced thread. `_leave` writes a group of which anything differs, and the whole of
 # it: what several threads have in common becomes one statement, and one that was planned before.
@@ -295,6 +300,10 @@ class Thread(ReadyFlag):
         self.insert(event)
         return event
 
+    @property
+    def _has_recorded(self) -> bool:
+        return bool(self.last_cursor != self._locked["last_cursor"])
+
     def _enter(self, writes: Writes) -> None:
         self._writes, self._is_judged, self.given_back, self._sent = writes, False, [], []
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
@@ -327,7 +336,14 @@ def _leave(threads: list[Thread], writes: Writes) -> None:
     sent = [row for thread in threads for row in thread._sent]
     if sent:
         after_commit(_tell_carriers, sent)
+    cursors = {thread.pk: thread.last_cursor for thread in threads if thread._has_recorded}
+    if cursors:
+        after_commit(_told, cursors)
 
 
 def _tell_carriers(rows: list[Outbox]) -> None:
     written.send_robust(sender=Outbox, rows=rows)
+
+
+def _told(cursors: dict[uuid.UUID, int]) -> None:
+    recorded.send(Thread, cursors=cursors)

@@ -67,7 +67,7 @@ class PublicView(APIView):
     throttle_classes: Sequence[type[BaseThrottle]] = ()
     content_negotiation_class = Negotiation
     versioning_class = None
-    http_method_names = ("get", "head", "post", "put", "patch", "delete")
+    http_method_names: tuple[str, ...] = ("get", "head", "post", "put", "patch", "delete")
 
     @property
     def default_response_headers(self) -> dict[str, str]:

@@ -1,15 +1,17 @@
 """Runs: submit one, find, watch and wait for them, stop one or start it now."""
 
+import json
 import uuid
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
+from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import flow, idempotency, requests, serializers, threads
+from mailbox_app.api.v1 import flow, idempotency, requests, serializers, stream, threads
 from mailbox_app.api.v1.base import MailboxView, body_of, optional_body_of, path_id
 from mailbox_app.api.v1.fields import instant
 from mailbox_app.api.v1.pagination import (
@@ -73,6 +75,10 @@ _EXAMPLES = [
 
 
 class RunsView(MailboxView):
+    def get_renderers(self) -> list[Any]:
+        """A submission alone may be answered by a stream."""
+        return [*super().get_renderers(), *([stream.EventStreamRenderer()] if self.request.method == "POST" else [])]
+
     @operation(
         400, 422,
         operation_id="list_runs",
@@ -110,13 +116,19 @@ class RunsView(MailboxView):
         summary="Submit a run",
         tags=["runs"],
         request=requests.NewRunSerializer,
-        responses={202: serializers.ReceiptSerializer},
+        responses={**stream.ANSWERS, 202: serializers.ReceiptSerializer},
         parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
         examples=_EXAMPLES,
     )  # fmt: skip
     def post(self, request: Request) -> HttpResponseBase:
-        """Post messages to a thread and queue the run that answers them. Once this answers, it is durable."""
+        """Post messages to a thread and queue the run that answers them. Once this answers, it is durable.
+
+        Asked for `text/event-stream`, it answers with the run's stream, which ends when the run is done or waits.
+        """
         parameters(request)
+        cursor = stream.cursor_of(request, {})
+        if streams := request.accepted_media_type == stream.MEDIA_TYPE:
+            stream.refuse_wsgi(request)
         charge_submissions(request, 1)
         body = body_of(request, FIELDS, required=("messages",))
         scope = self.scope
@@ -127,7 +139,8 @@ class RunsView(MailboxView):
             answer = serializers.ReceiptSerializer(asdict(receipt))
             return Response(answer.data, status=202, headers={"Location": self.link("run", run_id=receipt.run_id)})
 
-        return idempotency.once(request, scope=scope, body=body, act=act)
+        answer = idempotency.once(request, scope=scope, body=body, act=act)
+        return _streamed(answer, scope, cursor) if streams else answer
 
 
 class RunView(MailboxView):
@@ -266,6 +279,16 @@ class ThreadLatestRunView(MailboxView):
         parameters(request)
         thread = threads.find(self.scope, thread_id)
         return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
+
+
+def _streamed(answer: HttpResponseBase, scope: str, cursor: int) -> HttpResponseBase:
+    """The stream of the run that was submitted, now or by the first request with this key."""
+    told = answer.data if isinstance(answer, Response) else json.loads(cast(HttpResponse, answer).content)
+    response = stream.of_run(find(scope, str(told["run_id"])), cursor=cursor, may_wait=False) or Response(status=204)
+    for name in ("Location", idempotency.REPLAYED):
+        if name in answer.headers:
+            response[name] = answer.headers[name]
+    return response
 
 
 def find(scope: str, given: str) -> Run:

@@ -70,7 +70,7 @@ REPLAYED = OpenApiParameter(
 _ALWAYS = (401, 403, 406, 429, 500, 503)
 
 
-def operation(*refusals: int, responses: dict[int, Any], **described: Any) -> Callable[[OperationT], OperationT]:
+def operation(*refusals: int, responses: dict[Any, Any], **described: Any) -> Callable[[OperationT], OperationT]:
     """Describe a route: its answers, and the statuses of its refusals beside those of any route."""
     problems = {
         (status, errors.MEDIA_TYPE): OpenApiResponse(

@@ -35,6 +35,7 @@ from mailbox_app.api.v1.runs import (
 )
 from mailbox_app.api.v1.schema import DocsView, SchemaView
 from mailbox_app.api.v1.stopping import ThreadCancelView, ThreadInterruptView
+from mailbox_app.api.v1.stream_views import RunStreamView, ThreadStreamView
 from mailbox_app.api.v1.threads import ThreadsView, ThreadView
 
 app_name = "mailbox"
@@ -45,6 +46,7 @@ urlpatterns = [
     path("runs/batch", BatchView.as_view(), name="runs-batch"),
     path("runs/<str:run_id>", RunView.as_view(), name="run"),
     path("runs/<str:run_id>/events", RunEventsView.as_view(), name="run-events"),
+    path("runs/<str:run_id>/events/stream", RunStreamView.as_view(), name="run-stream"),
     path("runs/<str:run_id>/dispatches", RunDispatchesView.as_view(), name="run-dispatches"),
     path("runs/<str:run_id>/wait", RunWaitView.as_view(), name="run-wait"),
     path("runs/<str:run_id>/cancel", RunCancelView.as_view(), name="run-cancel"),
@@ -67,6 +69,7 @@ urlpatterns = [
     path("threads/<str:thread_id>/runs/latest", ThreadLatestRunView.as_view(), name="thread-run-latest"),
     path("threads/<str:thread_id>/dispatches", ThreadDispatchesView.as_view(), name="thread-dispatches"),
     path("threads/<str:thread_id>/events", ThreadEventsView.as_view(), name="thread-events"),
+    path("threads/<str:thread_id>/events/stream", ThreadStreamView.as_view(), name="thread-stream"),
     path("dead-letters", DeadLettersView.as_view(), name="dead-letters"),
     path("dead-letters/replay", DeadLettersReplayView.as_view(), name="dead-letters-replay"),
     path("dead-letters/<str:dispatch_id>/replay", DeadLetterReplayView.as_view(), name="dead-letter-replay"),

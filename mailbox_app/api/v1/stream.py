@@ -1,0 +1,257 @@
+"""One client's stream: what it is sent, in which order, and when that ends (server-sent events)."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asgiref.sync import SyncToAsync
+from django.core.handlers.asgi import ASGIRequest
+from django.db import DatabaseError, InterfaceError, connection
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiResponse
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+
+from mailbox_app.api.v1.errors import Malformed
+from mailbox_app.api.v1.pagination import number_of
+from mailbox_app.api.v1.stream_hub import Feed, hub
+from mailbox_app.api.v1.stream_rows import Told, frame
+from mailbox_app.conf import conf
+from mailbox_app.errors import CursorPruned
+from mailbox_app.models import TERMINAL_KINDS, Event, Kind, Run, Thread
+from mailbox_app.states import RunStatus
+from mailbox_app.telemetry import observe
+
+MEDIA_TYPE = "text/event-stream"
+LAST_EVENT_ID = "Last-Event-ID"
+# Clients that lost their server come back spread over this time (milliseconds).
+_RECONNECT_MS = (500, 2_000)
+# Frames are joined up to about so many bytes.
+_PIECE_BYTES = 65_536
+_HEARTBEAT = b": heartbeat\n\n"
+# Beside the events' own kinds.
+METADATA, DELTA, END, ERROR = "metadata", "delta", "end", "error"
+
+
+# For the document.
+ANSWERS = {(200, MEDIA_TYPE): OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")}
+
+
+class EventStreamRenderer(BaseRenderer):
+    """Lets a route be asked for a stream; what it sends is made elsewhere."""
+
+    media_type = MEDIA_TYPE
+    format = "stream"
+    charset = None
+    render_style = "binary"
+
+    def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> bytes:
+        """Nothing: only an answer without a body comes here."""
+        return b""
+
+
+def refuse_wsgi(request: Request) -> None:
+    """Raise unless the server can stream: under WSGI a stream would keep a worker's thread for as long as it is open.
+
+    Before anything is written.
+    """
+    if not isinstance(request._request, ASGIRequest):
+        raise Malformed("not_streamable", "streams need ASGI, and this server runs WSGI")
+
+
+def cursor_of(request: Request, given: dict[str, str]) -> int:
+    """Where to begin: after the event a client that reconnects names in the header, else after `cursor`, else 0."""
+    sent = request.headers.get(LAST_EVENT_ID)
+    if sent is not None:
+        return number_of({LAST_EVENT_ID: sent}, LAST_EVENT_ID) or 0
+    return number_of(given, "cursor") or 0
+
+
+def of_thread(thread: Thread, *, cursor: int) -> StreamingHttpResponse:
+    """Stream all public events of a thread past the cursor, and the live text of its open run. Raises CursorPruned."""
+    return _answer(_Client(thread, cursor=cursor))
+
+
+def of_run(run: Run, *, cursor: int, may_wait: bool = True) -> StreamingHttpResponse | None:
+    """Stream a run's public events past the cursor and its live text, until it is done; None if it is and has no more.
+
+    `may_wait`: a run that waits for somebody ends the stream if this is False. Raises CursorPruned.
+    """
+    client = _Client(run.thread, cursor=cursor, run=run, may_wait=may_wait)
+    if run.status == RunStatus.DONE and not Event.objects.filter(run_id=run.pk).public().after(cursor).exists():
+        return None
+    return _answer(client)
+
+
+def _answer(client: "_Client") -> StreamingHttpResponse:
+    if not connection.in_atomic_block:
+        connection.close()
+    headers = {
+        # No proxy is to keep it, to hold it back until it is complete, or to compress it piece by piece.
+        "Cache-Control": "no-cache, no-store, no-transform",
+        "X-Accel-Buffering": "no",
+    }
+    return StreamingHttpResponse(client.frames(), content_type=MEDIA_TYPE, headers=headers)
+
+
+class _Client:
+    """One stream: of a thread, or of a run on it."""
+
+    def __init__(self, thread: Thread, *, cursor: int, run: Run | None = None, may_wait: bool = True) -> None:
+        _refuse_pruned(cursor, thread.pruned_cursor, thread.pk)
+        self.news = asyncio.Event()
+        self._thread_id, self._run_id = thread.pk, None if run is None else run.pk
+        # What is past the end has not happened yet: a stream begins with what comes next.
+        self._head = thread.last_cursor
+        self.cursor = min(cursor, self._head)
+        self._may_wait, self._is_waiting = may_wait, False
+        self._is_done = run is not None and run.status == RunStatus.DONE
+        self._opening = b"retry: %d\n\n" % random.randint(*_RECONNECT_MS)
+        if run is not None:
+            self._opening += frame(METADATA, {"run_id": str(run.pk), "attempt": _attempt_of(run)})
+        # How far the live text was sent, and of which activation.
+        self._fence = self._said = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._sending_since: float | None = None
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether what was sent to it has not been taken for too long."""
+        return self._sending_since is not None and now - self._sending_since > conf.stream_send_seconds
+
+    def cut(self) -> None:
+        """End it: its client does not read. The run goes on, and the client may come back for the rest."""
+        self._sending_since = None
+        observe("stream.cut", level=logging.WARNING, thread_id=self._thread_id, run_id=self._run_id)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """What is sent, until it ends or the client leaves."""
+        self._task = asyncio.current_task()
+        _release_thread()
+        closes_at = time.monotonic() + conf.stream_seconds
+        shared = hub()
+        feed = shared.join(self, self._thread_id, head=self._head)
+        try:
+            async for piece in self._pieces(feed, closes_at):
+                self._sending_since = time.monotonic()
+                yield piece
+                self._sending_since = None
+        except (DatabaseError, InterfaceError):
+            yield frame(ERROR, {"code": "unavailable", "detail": "The database did not answer; connect again."})
+        except CursorPruned as error:
+            yield frame(ERROR, {"code": error.code, "detail": error.message})
+        finally:
+            shared.leave(self, feed)
+
+    async def _pieces(self, feed: Feed, closes_at: float) -> AsyncIterator[bytes]:
+        yield self._opening
+        while time.monotonic() < closes_at:
+            self.news.clear()
+            told, head, is_all = await self._next(feed)
+            for piece in _joined([one.frame for one in told]):
+                yield piece
+            self.cursor = max(self.cursor, head)
+            if not is_all:
+                continue
+            live = self._live(feed)
+            if live:
+                yield live
+            if end := self._end(feed):
+                yield end
+                return
+            if not told and not live and not await self._hears(closes_at):
+                yield _HEARTBEAT
+
+    async def _next(self, feed: Feed) -> tuple[list[Told], int, bool]:
+        """The next events, the cursor up to which that is all, and whether it is all there is now."""
+        kept, head, is_all = feed.since(self.cursor), feed.head, True
+        if kept is None:
+            found = await hub().page(self._thread_id, self._run_id, self.cursor)
+            if found is None:
+                feed.is_gone = True
+                return [], self.cursor, True
+            _refuse_pruned(self.cursor, found.pruned, self._thread_id)
+            kept, head, is_all = found.told, found.head, not found.has_more
+        told = [one for one in kept if self._run_id in (None, one.run_id)]
+        for one in told:
+            if one.kind in TERMINAL_KINDS:
+                self._is_done = True
+            elif one.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED, Kind.RUN_SUSPENDED):
+                self._is_waiting = one.kind == Kind.RUN_SUSPENDED
+        return told, head, is_all
+
+    def _live(self, feed: Feed) -> bytes:
+        """What the open run has said since the last look."""
+        text = feed.text
+        if text is None or self._run_id not in (None, text.run_id):
+            return b""
+        if text.fence != self._fence:
+            self._fence, self._said = text.fence, 0
+        offset, said = text.tail(self._said)
+        self._said = offset + len(said)
+        if not said:
+            return b""
+        about = {"run_id": str(text.run_id), "attempt": text.attempt}
+        return frame(DELTA, {**about, "offset": offset, "text": said})
+
+    def _end(self, feed: Feed) -> bytes:
+        if feed.is_gone:
+            return frame(END, {"thread_id": str(self._thread_id), "status": "deleted"})
+        if self._run_id is None or not (self._is_done or (self._is_waiting and not self._may_wait)):
+            return b""
+        status = RunStatus.DONE if self._is_done else RunStatus.WAITING
+        return frame(END, {"run_id": str(self._run_id), "status": status})
+
+    async def _hears(self, closes_at: float) -> bool:
+        """Wait for news; False after a while without."""
+        seconds = min(conf.stream_heartbeat_seconds, max(closes_at - time.monotonic(), 0))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self.news.wait()
+        return False
+
+
+def _refuse_pruned(cursor: int, pruned: int, thread_id: uuid.UUID) -> None:
+    if 0 < cursor < pruned:
+        raise CursorPruned(
+            f"events up to {pruned} are past their retention; cursor must be 0 or from {pruned}, not {cursor}",
+            thread_id=thread_id,
+            oldest_cursor=pruned,
+        )
+
+
+def _attempt_of(run: Run) -> int:
+    """The attempt that is being made, or was the last."""
+    dispatch = run.dispatches.order_by("-created_at", "-id").first()
+    return 1 if dispatch is None else 1 + dispatch.attempt_count + dispatch.lost_count
+
+
+def _joined(frames: list[bytes]) -> list[bytes]:
+    """The frames in few pieces."""
+    pieces: list[list[bytes]] = []
+    size = _PIECE_BYTES
+    for one in frames:
+        if size + len(one) > _PIECE_BYTES:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(one)
+        size += len(one)
+    return [b"".join(piece) for piece in pieces]
+
+
+def _release_thread() -> None:
+    """End the thread that served the request so far: Django keeps one for each request until that is over.
+
+    A thousand idle streams would keep a thousand. What still needs one (the end of the request) gets another.
+    """
+    context: Any = SyncToAsync.thread_sensitive_context.get(None)
+    executor = None if context is None else SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        executor.shutdown(wait=False)

@@ -1,0 +1,309 @@
+"""What the streams of one web process share: one Redis subscription, one reading of each event, one look for all.
+
+A thread that somebody streams has a feed: its latest events, read once for all, and its run's live text. Notices say
+which feeds to read; all that are behind are read by one statement. A client takes what it has not had from its feed
+when it can, so it is the client that waits, never the feed; one that has fallen behind what a feed keeps reads pages of
+its own, shared by those at the same cursor. Without notices (Redis is away) each feed's last cursor is asked for
+instead, by one statement for all.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from django.db import DatabaseError, InterfaceError
+
+from mailbox_app.api.v1 import stream_rows
+from mailbox_app.api.v1.stream_rows import Found, Told
+from mailbox_app.api.v1.stream_text import Came, RunText
+from mailbox_app.conf import conf
+from mailbox_app.hearing import Ear
+from mailbox_app.telemetry import observe
+
+ValueT = TypeVar("ValueT")
+
+# Feeds of one statement.
+_MOST_FEEDS = 100
+# Bytes of events one feed keeps; of more, the latest.
+_MOST_BYTES = 1_048_576
+# Threads that read for all streams of the process, each with a connection while it does.
+_READERS = 3
+# How often slow clients and old events are looked for, at most.
+_TEND_SECONDS = 1.0
+# How long a reading that failed is not repeated.
+_RETRY_SECONDS = 1.0
+
+_readers = ThreadPoolExecutor(_READERS, thread_name_prefix="mailbox-streams")
+
+
+class Client(Protocol):
+    """Whoever streams, as its hub sees it."""
+
+    news: asyncio.Event
+    cursor: int
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it has not taken what it was sent for too long."""
+
+    def cut(self) -> None:
+        """End it."""
+
+
+class Feed:
+    """One thread that is streamed: its latest events, all after `floor` and up to `head`, and its run's live text."""
+
+    def __init__(self, thread_id: uuid.UUID, *, head: int) -> None:
+        self.thread_id, self.head, self.floor = thread_id, head, head
+        self.fence = 0
+        self.open_run_id: uuid.UUID | None = None
+        self.is_gone = False
+        self.text: RunText | None = None
+        self.clients: set[Client] = set()
+        self._recent: deque[Told] = deque()
+        self._bytes = 0
+
+    def since(self, cursor: int) -> list[Told] | None:
+        """The events past the cursor; None when some of them are kept no longer."""
+        if cursor < self.floor:
+            return None
+        if cursor >= self.head:
+            return []
+        return [told for told in self._recent if told.cursor > cursor]
+
+    def take(self, found: Found) -> None:
+        """Add what was read past `head`."""
+        for told in found.told:
+            self._recent.append(told)
+            self._bytes += len(told.frame)
+            if told.closes and self.text is not None and self.text.run_id == told.run_id:
+                self.text.close()
+        self.head, self.fence, self.open_run_id = max(self.head, found.head), found.fence, found.open_run_id
+        self.is_gone = found.is_gone
+        if self.text is not None and (self.text.run_id != self.open_run_id or self.text.fence < self.fence):
+            self.text = None
+        while len(self._recent) > conf.stream_buffer_entries or self._bytes > _MOST_BYTES:
+            self._drop()
+
+    def tidy(self) -> None:
+        """Drop what every client has had."""
+        had = min((client.cursor for client in self.clients), default=self.head)
+        while self._recent and self._recent[0].cursor <= had:
+            self._drop()
+
+    def _drop(self) -> None:
+        told = self._recent.popleft()
+        self._bytes -= len(told.frame)
+        self.floor = told.cursor
+
+    def hear(self, run_id: uuid.UUID, piece: dict[str, Any], *, anyhow: bool = False) -> Came:
+        """Add a piece of live text, unless it is of a run that is not open here."""
+        if run_id != self.open_run_id:
+            return Came.OLD
+        if self.text is None:
+            self.text = RunText(run_id, fence=self.fence)
+        return self.text.add(piece, anyhow=anyhow)
+
+    def wake(self) -> None:
+        """Let each client look."""
+        for client in self.clients:
+            client.news.set()
+
+
+class Hub:
+    """The feeds of one event loop."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[str, Feed] = {}
+        self._of_run: dict[uuid.UUID, Feed] = {}
+        self._ear = Ear(self)
+        self._behind: set[Feed] = set()
+        self._has_work = asyncio.Event()
+        self._pages: dict[tuple[Any, ...], asyncio.Task[Found | None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody streams."""
+        return not self._feeds
+
+    def join(self, client: Client, thread_id: uuid.UUID, *, head: int) -> Feed:
+        """Give the client its thread's feed; `head`: a cursor up to which the thread's events are there."""
+        if self.is_idle:
+            for work in (self._ear.run, self._read, self._tend):
+                self._start(_for_ever(work))
+        feed = self._feeds.get(str(thread_id))
+        if feed is None:
+            feed = self._feeds[str(thread_id)] = Feed(thread_id, head=head)
+            self._want(feed)
+        feed.clients.add(client)
+        return feed
+
+    def leave(self, client: Client, feed: Feed) -> None:
+        """Forget the client; with the last one its feed, and with the last feed the subscription."""
+        feed.clients.discard(client)
+        if feed.clients or self._feeds.get(str(feed.thread_id)) is not feed:
+            return
+        del self._feeds[str(feed.thread_id)]
+        self._behind.discard(feed)
+        for run_id in [run_id for run_id, other in self._of_run.items() if other is feed]:
+            del self._of_run[run_id]
+            self._start(self._ear.leave(run_id))
+        if self.is_idle:
+            for task in list(self._tasks):
+                task.cancel()
+            self._tasks.clear()
+
+    async def page(self, thread_id: uuid.UUID, run_id: uuid.UUID | None, cursor: int) -> Found | None:
+        """Events past a cursor, from the database; clients that ask for the same meanwhile share the answer."""
+        key = (thread_id, run_id, cursor)
+        task = self._pages.get(key)
+        if task is None:
+            task = self._pages[key] = self._start(_in_thread(partial(stream_rows.of_run, thread_id, run_id, cursor)))
+            task.add_done_callback(lambda _: self._pages.pop(key, None))
+        # One that leaves does not take the answer from the others.
+        return await asyncio.shield(task)
+
+    def up(self) -> None:
+        """Notices arrive from now on: look once at all that was not told."""
+        self._want(*self._feeds.values())
+
+    def told(self, cursors: dict[str, int]) -> None:
+        """Read the feeds that are behind these cursors."""
+        for thread_id, cursor in cursors.items():
+            feed = self._feeds.get(thread_id)
+            if feed is not None and isinstance(cursor, int) and cursor > feed.head:
+                self._want(feed)
+
+    def joined(self, run_id: uuid.UUID) -> None:
+        """Fetch what the run has said before."""
+        feed = self._of_run.get(run_id)
+        if feed is not None:
+            self._start(self._fetch(feed, run_id, feed.fence))
+
+    def said(self, run_id: uuid.UUID, piece: dict[str, Any]) -> None:
+        """Pass a piece of live text on; fetch what is missing before it."""
+        feed = self._of_run.get(run_id)
+        came = Came.OLD if feed is None else feed.hear(run_id, piece)
+        if feed is not None and came == Came.AHEAD:
+            self._start(self._fetch(feed, run_id, int(piece["fence"]), piece))
+        elif feed is not None and came == Came.NEW:
+            feed.wake()
+
+    def _want(self, *feeds: Feed) -> None:
+        self._behind.update(feeds)
+        self._has_work.set()
+
+    async def _read(self) -> None:
+        while True:
+            await self._has_work.wait()
+            some = [self._behind.pop() for _ in range(min(len(self._behind), _MOST_FEEDS))]
+            if not self._behind:
+                self._has_work.clear()
+            try:
+                heads = {feed.thread_id: feed.head for feed in some}
+                found = await _in_thread(partial(stream_rows.of_threads, heads))
+            except (DatabaseError, InterfaceError) as error:
+                observe("stream.unread", level=logging.WARNING, error=type(error).__name__)
+                self._behind.update(feed for feed in some if feed.clients)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._has_work.set()
+                continue
+            for feed in some:
+                if feed.clients:
+                    await self._apply(feed, found.get(feed.thread_id))
+
+    async def _apply(self, feed: Feed, found: Found | None) -> None:
+        if found is None:
+            feed.is_gone = True
+        else:
+            before, fence = feed.open_run_id, feed.fence
+            feed.take(found)
+            if found.has_more:
+                self._want(feed)
+            await self._tune(feed, before, fence)
+        feed.wake()
+
+    async def _tune(self, feed: Feed, before: uuid.UUID | None, fence: int) -> None:
+        """Hear the run that is open now, and no other."""
+        now = feed.open_run_id
+        if before != now:
+            if before is not None:
+                self._of_run.pop(before, None)
+                await self._ear.leave(before)
+            if now is not None:
+                self._of_run[now] = feed
+                await self._ear.follow(now)
+        elif now is not None and fence != feed.fence:
+            self._start(self._fetch(feed, now, feed.fence))
+
+    async def _fetch(self, feed: Feed, run_id: uuid.UUID, fence: int, piece: dict[str, Any] | None = None) -> None:
+        for number, kept in enumerate(await self._ear.text_of(run_id, fence)):
+            feed.hear(run_id, kept, anyhow=number == 0)
+        if piece is not None:
+            feed.hear(run_id, piece, anyhow=True)
+        feed.wake()
+
+    async def _tend(self) -> None:
+        looked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(min(_TEND_SECONDS, conf.wait_poll_seconds, conf.stream_poll_seconds))
+            now = time.monotonic()
+            for feed in list(self._feeds.values()):
+                feed.tidy()
+                for client in [client for client in feed.clients if client.is_stuck(now)]:
+                    client.cut()
+            if now - looked_at >= (conf.stream_poll_seconds if self._ear.is_up else conf.wait_poll_seconds):
+                looked_at = now
+                await self._look()
+
+    async def _look(self) -> None:
+        feeds = list(self._feeds.values())
+        try:
+            heads = await _in_thread(partial(stream_rows.heads, [feed.thread_id for feed in feeds]))
+        except (DatabaseError, InterfaceError):
+            return  # whoever reads tells of it
+        self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))
+
+    def _start(self, work: Coroutine[Any, Any, ValueT]) -> "asyncio.Task[ValueT]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_hubs: "WeakKeyDictionary[asyncio.AbstractEventLoop, Hub]" = WeakKeyDictionary()
+
+
+def hub() -> Hub:
+    """The hub of the running event loop."""
+    loop = asyncio.get_running_loop()
+    if loop not in _hubs:
+        _hubs[loop] = Hub()
+    return _hubs[loop]
+
+
+async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Nothing that one feed brings up may end the streams of all."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            observe("stream.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _in_thread(read: Callable[[], ValueT]) -> ValueT:
+    def work() -> ValueT:
+        try:
+            return read()
+        finally:
+            stream_rows.release()
+
+    return await asyncio.get_running_loop().run_in_executor(_readers, work)

@@ -1,0 +1,80 @@
+"""The live text of a run, put together from its pieces: those that arrive, and those that were kept for who is late."""
+
+import uuid
+from enum import StrEnum
+from typing import Any
+
+from mailbox_app.saying import MOST_TEXT
+
+
+class Came(StrEnum):
+    """What a piece was."""
+
+    NEW = "new"
+    OLD = "old"  # known already, closed, or of an activation that is over
+    AHEAD = "ahead"  # something between is missing
+
+
+class RunText:
+    """What the latest activation of a run has said and no durable message holds yet."""
+
+    def __init__(self, run_id: uuid.UUID, *, fence: int) -> None:
+        self.run_id, self.fence, self.attempt = run_id, fence, 0
+        self._text, self._start, self._closed = "", 0, 0
+
+    @property
+    def end(self) -> int:
+        """Characters said so far."""
+        return self._start + len(self._text)
+
+    def tail(self, offset: int) -> tuple[int, str]:
+        """What there is from an offset on, and where that begins."""
+        start = max(offset, self._start)
+        return start, self._text[start - self._start :]
+
+    def close(self) -> None:
+        """All of it is in a durable message."""
+        self._cut(self.end)
+
+    def add(self, piece: dict[str, Any], *, anyhow: bool = False) -> Came:
+        """Put a piece where it belongs; one that comes too early is refused, unless taken `anyhow`."""
+        try:
+            fence, attempt, closed = int(piece["fence"]), int(piece["attempt"]), int(piece["closed"])
+            offset, text = int(piece["offset"]), str(piece["text"])
+        except (KeyError, TypeError, ValueError):
+            return Came.OLD  # not one of ours
+        if fence < self.fence:
+            return Came.OLD
+        if fence > self.fence:
+            self.fence, self.attempt, self._text, self._start, self._closed = fence, attempt, "", 0, 0
+        self.attempt = attempt
+        if closed > self._closed:
+            self._cut(closed)
+        if offset < self._closed:
+            text, offset = text[self._closed - offset :], self._closed
+        if not text:
+            return Came.OLD
+        if not self._text and anyhow:
+            self._start = offset
+        if offset > self.end:
+            if not anyhow:
+                return Came.AHEAD
+            self._text, self._start = "", offset
+        return self._join(offset, text)
+
+    def _join(self, offset: int, text: str) -> Came:
+        before, end = self.end, offset + len(text)
+        if offset < self._start and end >= self._start:  # the beginning, at last
+            self._text = text[: self._start - offset] + self._text
+            self._start = offset
+        if end > self.end:
+            self._text = self._text[: offset - self._start] + text
+        if len(self._text) > MOST_TEXT:
+            self._start += len(self._text) - MOST_TEXT
+            self._text = self._text[-MOST_TEXT:]
+        return Came.NEW if self.end > before else Came.OLD
+
+    def _cut(self, offset: int) -> None:
+        self._closed = offset
+        self._text = self._text[max(0, offset - self._start) :]
+        self._start = max(self._start, offset)

@@ -1,0 +1,197 @@
+"""What is told to whoever streams, by one thread of each process: nobody who commits or speaks waits for Redis.
+
+Notices of new events and pieces of live text are left here and sent together, at once after a silence, and then every
+few milliseconds at most. While nobody listens that is every quarter of a second, so that a busy worker pays nothing for
+streams nobody has open. All of it may be lost: events are rows, and live text is closed by its durable message.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from mailbox_app import channel
+from mailbox_app.conf import conf
+
+# The topic of notices: {thread id: its last cursor}.
+EVENTS = "events"
+# The topic of a run's live text, and the key under which the text of one activation is kept for who comes late.
+TEXT = "run:{run_id}"
+KEPT = "text:{run_id}:{fence}"
+# Characters of live text that are kept and sent at most; of more, the last ones.
+MOST_TEXT = 262_144
+
+# How long after a sending the next one waits, so that much becomes few: less than anybody sees.
+_REST_SECONDS = 0.01
+_UNHEARD_REST_SECONDS = 0.25
+# Threads with unsaid events; more than a process commits in a rest. Past that, streams find them by looking.
+_MOST_NOTICES = 10_000
+# How long the text of an activation that has gone silent is kept.
+_KEPT_SECONDS = 300
+
+
+def recorded(cursors: Mapping[uuid.UUID, int]) -> None:
+    """Tell that these threads have events up to these cursors."""
+    if _is_said():
+        _mouth_of_process().notice(cursors)
+
+
+class Speech:
+    """The live text of one activation: a bounded tail of it, and what of that has not been sent."""
+
+    def __init__(self, *, run_id: uuid.UUID, fence: int, attempt: int) -> None:
+        self._about = {"fence": fence, "attempt": attempt}
+        self._topic = channel.PREFIX + TEXT.format(run_id=run_id)
+        self._key = channel.PREFIX + KEPT.format(run_id=run_id, fence=fence)
+        self._lock = threading.Lock()
+        # Characters said, and how many of them are closed, kept up to, and sent.
+        self._end = self._closed = self._kept_to = self._sent = 0
+        self._kept: list[str] = []
+        self._unsent: list[str] = []
+        # Pieces in Redis, as far as is known; None: they have to be written anew.
+        self._entries: int | None = None
+
+    def say(self, text: str) -> int:
+        """Add to it; returns its offset in characters."""
+        with self._lock:
+            offset = self._end
+            self._end += len(text)
+            if not _is_said():
+                self._sent = self._end
+                return offset
+            self._unsent.append(text)
+            if self._end - self._sent > 2 * MOST_TEXT:
+                self._shorten()
+        _mouth_of_process().speak(self)
+        return offset
+
+    def close(self) -> None:
+        """All that was said is in a durable message now: nobody who comes later gets it."""
+        with self._lock:
+            self._kept, self._unsent, self._entries = [], [], None
+            self._closed = self._kept_to = self._sent = self._end
+        if self._end and _is_said():
+            _mouth_of_process().speak(self)
+
+    def commands(self) -> list[tuple[str | int, ...]]:
+        """What is to be sent now: the pieces kept in Redis first, then the news."""
+        with self._lock:
+            if self._end - self._sent > MOST_TEXT:
+                self._shorten()
+            offset, piece = self._sent, "".join(self._unsent)
+            self._unsent, self._sent = [], self._end
+            if offset != self._kept_to:  # something between was dropped
+                self._kept, self._entries = [], None
+            self._kept.append(piece)
+            self._kept_to = self._end
+            said = kept = self._encoded(offset, piece)
+            is_anew = self._entries is None or self._entries >= conf.stream_buffer_entries
+            if is_anew:
+                self._kept = ["".join(self._kept)[-MOST_TEXT:]]
+                kept = self._encoded(self._end - len(self._kept[0]), self._kept[0])
+                self._entries = 0
+            self._entries = (self._entries or 0) + 1
+        return [
+            *([("DEL", self._key)] if is_anew else []),
+            ("RPUSH", self._key, kept),
+            ("EXPIRE", self._key, _KEPT_SECONDS),
+            ("PUBLISH", self._topic, said),
+        ]
+
+    def answered(self, answers: list[Any]) -> bool:
+        """Take Redis's answers, none if it was away; whether anybody heard it."""
+        # Another length than expected: Redis has lost what it kept.
+        if not answers or answers[-3] != self._entries:
+            self._entries = None
+        return bool(answers and answers[-1])
+
+    def _shorten(self) -> None:
+        left = "".join(self._unsent)[-MOST_TEXT:]
+        self._unsent, self._sent = [left], self._end - len(left)
+
+    def _encoded(self, offset: int, text: str) -> str:
+        return json.dumps({"type": "delta", **self._about, "closed": self._closed, "offset": offset, "text": text})
+
+
+def _is_said() -> bool:
+    return bool(conf.redis_url) and not channel.is_silenced()
+
+
+class _Mouth:
+    """The thread of one process that sends, and what it is to send next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._has_news = threading.Event()
+        self._cursors: dict[str, int] = {}
+        self._speeches: dict[Speech, None] = {}
+        threading.Thread(target=self._run, name="mailbox-saying", daemon=True).start()
+
+    def notice(self, cursors: Mapping[uuid.UUID, int]) -> None:
+        with self._lock:
+            if len(self._cursors) < _MOST_NOTICES:
+                # In any order: of two transactions the earlier may come here later.
+                for thread_id, cursor in cursors.items():
+                    known = str(thread_id)
+                    self._cursors[known] = max(cursor, self._cursors.get(known, 0))
+        self._wake()
+
+    def speak(self, speech: Speech) -> None:
+        with self._lock:
+            self._speeches[speech] = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._has_news.is_set():
+            self._has_news.set()
+
+    def _run(self) -> None:
+        while True:
+            self._has_news.wait()
+            self._has_news.clear()
+            is_heard = self._send()
+            time.sleep(_REST_SECONDS if is_heard else _UNHEARD_REST_SECONDS)
+
+    def _send(self) -> bool:
+        with self._lock:
+            cursors, self._cursors = self._cursors, {}
+            speeches, self._speeches = list(self._speeches), {}
+        said = [(speech, speech.commands()) for speech in speeches]
+        # Text first: who hears of an event has all that was said before it.
+        commands = [command for _, some in said for command in some]
+        if cursors:
+            commands.append(("PUBLISH", channel.PREFIX + EVENTS, json.dumps(cursors)))
+        answers = channel.send(commands)
+        is_heard = bool(answers and cursors and answers[-1])
+        at = 0
+        for speech, some in said:
+            is_heard = speech.answered(answers[at : at + len(some)]) or is_heard
+            at += len(some)
+        return is_heard
+
+
+_mouths: dict[int, _Mouth] = {}
+_starting = threading.Lock()
+
+
+def _mouth_of_process() -> _Mouth:
+    """This process's thread: a forked child has none of its parent's."""
+    mouth = _mouths.get(os.getpid())
+    if mouth is None:
+        with _starting:
+            mouth = _mouths.get(os.getpid())
+            if mouth is None:
+                mouth = _mouths[os.getpid()] = _Mouth()
+    return mouth
+
+
+def _forget_starting() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+# A fork while another thread starts one would leave the child a lock nobody gives back.
+os.register_at_fork(after_in_child=_forget_starting)
