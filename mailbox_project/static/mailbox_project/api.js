@@ -1,6 +1,6 @@
 // The REST API of this same process, with the session's cookie and its CSRF token.
 
-const TRIES = 3;
+const TRIES = 6;
 const PAUSE_MS = 800;
 
 export class Problem extends Error {

@@ -28,18 +28,21 @@ function chat() {
     // Reading
 
     async enter() {
-      await this.attempt(async () => {
+      try {
         await this.read();
-        this.feed = new Feed({
-          url: `${FACTS.api}/threads/${this.thread}/events/stream`,
-          cursor: this.lastCursor,
-          kinds: FACTS.kinds,
-          ring: () => this.refresh(),
-          delta: (piece) => this.hear(piece),
-          state: (state) => { this.connection = state; },
-        });
+      } catch (error) {
+        this.problem = error.message;
+        this.connection = "gone";
+        return;
+      }
+      this.feed = new Feed({
+        url: `${FACTS.api}/threads/${this.thread}/events/stream`,
+        cursor: this.lastCursor,
+        kinds: FACTS.kinds,
+        ring: () => this.refresh(),
+        delta: (piece) => this.hear(piece),
+        state: (state) => { this.connection = state; },
       });
-      if (!this.feed) this.connection = "gone";
     },
 
     // Read what the rows say now; a ring in the meantime makes it read once more.
@@ -106,14 +109,13 @@ function chat() {
       }
     },
 
+    // The other conversations are a convenience: without them the page does as well.
     async list() {
-      await this.attempt(async () => {
-        const page = await this.api.get("/threads?limit=50");
-        this.threads = page.items.filter((thread) => thread.metadata.page === "chat").slice(0, 12).map((thread) => ({
-          id: thread.id, title: thread.title || "Untitled", href: `${FACTS.home}${thread.id}/`,
-          current: thread.id === this.thread ? "page" : null,
-        }));
-      });
+      const page = await this.api.get("/threads?limit=50").catch(() => ({ items: [] }));
+      this.threads = page.items.filter((thread) => thread.metadata.page === "chat").slice(0, 12).map((thread) => ({
+        id: thread.id, title: thread.title || "Untitled", href: `${FACTS.home}${thread.id}/`,
+        current: thread.id === this.thread ? "page" : null,
+      }));
     },
 
     hear(piece) {
@@ -162,7 +164,7 @@ function chat() {
     get childWho() { return this.children.length ? `${this.children.at(-1).agent}, a child run` : ""; },
     get hasHeld() { return this.pending.some((message) => message.held); },
     get queueLabel() { return this.hasHeld ? "Held, since you stopped" : this.open ? "Up next" : "Not read yet"; },
-    get canSend() { return !this.isBusy && Boolean(this.text.trim()); },
+    get canSend() { return Boolean(this.text.trim()); },
     get placeholder() { return this.open ? "Say more: it waits for its turn, or steers" : "Ask about an order"; },
 
     get runState() { return this.open ? this.open.status : "queued"; },
@@ -215,22 +217,27 @@ function chat() {
       this.text = text;
       this.send("enqueue");
     },
-    async send(ifActive) {
+    // One after the other, in the order they were said, however slow the server is.
+    send(ifActive) {
       const content = this.text.trim();
-      if (!content || this.isBusy) return;
-      const sent = await this.attempt(async () => {
+      if (!content) return;
+      this.text = "";
+      this.$nextTick(() => { this.grow(); this.$refs.text.focus(); });
+      this.sent = (this.sent || Promise.resolve()).then(() => this.post(content, ifActive));
+    },
+    async post(content, ifActive) {
+      const done = await this.attempt(async () => {
         if (!this.thread) await this.begin(content);
         // Once a run has been, a message goes to its agent unless it names another.
         const agent = this.runs.length ? undefined : FACTS.agent;
         await this.api.once(`/threads/${this.thread}/messages`, {
           messages: [{ content }], agent, if_active: this.open ? ifActive : "enqueue",
         });
-        this.text = "";
       });
-      if (sent) this.toEnd();
-      this.$nextTick(() => { this.grow(); this.$refs.text.focus(); });
-      if (!this.feed && this.thread) await this.enter();
-      else this.refresh();
+      if (done) this.toEnd();
+      else if (!this.text) this.text = content;
+      if (this.feed) this.refresh();
+      else if (this.thread) await this.enter();
     },
     async begin(title) {
       const thread = await this.api.once("/threads", { title: title.slice(0, 60), metadata: { page: "chat" } });
