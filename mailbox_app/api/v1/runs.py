@@ -127,8 +127,6 @@ class RunsView(MailboxView):
         """
         parameters(request)
         cursor = stream.cursor_of(request, {})
-        if streams := request.accepted_media_type == stream.MEDIA_TYPE:
-            stream.refuse_wsgi(request)
         charge_submissions(request, 1)
         body = body_of(request, FIELDS, required=("messages",))
         scope = self.scope
@@ -140,7 +138,10 @@ class RunsView(MailboxView):
             return Response(answer.data, status=202, headers={"Location": self.link("run", run_id=receipt.run_id)})
 
         answer = idempotency.once(request, scope=scope, body=body, act=act)
-        return _streamed(answer, scope, cursor) if streams else answer
+        if request.accepted_media_type != stream.MEDIA_TYPE:
+            return answer
+        self.headers |= stream.HEADERS
+        return _streamed(request, answer, scope, cursor)
 
 
 class RunView(MailboxView):
@@ -281,10 +282,11 @@ class ThreadLatestRunView(MailboxView):
         return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
 
 
-def _streamed(answer: HttpResponseBase, scope: str, cursor: int) -> HttpResponseBase:
+def _streamed(request: Request, answer: HttpResponseBase, scope: str, cursor: int) -> HttpResponseBase:
     """The stream of the run that was submitted, now or by the first request with this key."""
     told = answer.data if isinstance(answer, Response) else json.loads(cast(HttpResponse, answer).content)
-    response = stream.of_run(find(scope, str(told["run_id"])), cursor=cursor, may_wait=False) or Response(status=204)
+    run = find(scope, str(told["run_id"]))
+    response = stream.of_run(request, run, cursor=cursor, may_wait=False) or Response(status=204)
     for name in ("Location", idempotency.REPLAYED):
         if name in answer.headers:
             response[name] = answer.headers[name]

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from asgiref.sync import SyncToAsync
@@ -18,10 +18,10 @@ from drf_spectacular.utils import OpenApiResponse
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from mailbox_app.api.v1.errors import Malformed
+from mailbox_app.api.v1 import stream_rows
 from mailbox_app.api.v1.pagination import number_of
 from mailbox_app.api.v1.stream_hub import Feed, hub
-from mailbox_app.api.v1.stream_rows import Told, frame
+from mailbox_app.api.v1.stream_rows import Found, Told, frame
 from mailbox_app.conf import conf
 from mailbox_app.errors import CursorPruned
 from mailbox_app.models import TERMINAL_KINDS, Event, Kind, Run, Thread
@@ -35,10 +35,13 @@ _RECONNECT_MS = (500, 2_000)
 # Frames are joined up to about so many bytes.
 _PIECE_BYTES = 65_536
 _HEARTBEAT = b": heartbeat\n\n"
+_AGAIN = b": that is all for now; connect again\n\n"
 # Beside the events' own kinds.
 METADATA, DELTA, END, ERROR = "metadata", "delta", "end", "error"
 
 
+# No proxy is to keep a stream, to hold it back until it is complete, or to compress it.
+HEADERS = {"Cache-Control": "no-cache, no-store, no-transform", "X-Accel-Buffering": "no"}
 # For the document.
 ANSWERS = {(200, MEDIA_TYPE): OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")}
 
@@ -56,15 +59,6 @@ class EventStreamRenderer(BaseRenderer):
         return b""
 
 
-def refuse_wsgi(request: Request) -> None:
-    """Raise unless the server can stream: under WSGI a stream would keep a worker's thread for as long as it is open.
-
-    Before anything is written.
-    """
-    if not isinstance(request._request, ASGIRequest):
-        raise Malformed("not_streamable", "streams need ASGI, and this server runs WSGI")
-
-
 def cursor_of(request: Request, given: dict[str, str]) -> int:
     """Where to begin: after the event a client that reconnects names in the header, else after `cursor`, else 0."""
     sent = request.headers.get(LAST_EVENT_ID)
@@ -73,12 +67,12 @@ def cursor_of(request: Request, given: dict[str, str]) -> int:
     return number_of(given, "cursor") or 0
 
 
-def of_thread(thread: Thread, *, cursor: int) -> StreamingHttpResponse:
+def of_thread(request: Request, thread: Thread, *, cursor: int) -> StreamingHttpResponse:
     """Stream all public events of a thread past the cursor, and the live text of its open run. Raises CursorPruned."""
-    return _answer(_Client(thread, cursor=cursor))
+    return _answer(request, _Client(thread, cursor=cursor))
 
 
-def of_run(run: Run, *, cursor: int, may_wait: bool = True) -> StreamingHttpResponse | None:
+def of_run(request: Request, run: Run, *, cursor: int, may_wait: bool = True) -> StreamingHttpResponse | None:
     """Stream a run's public events past the cursor and its live text, until it is done; None if it is and has no more.
 
     `may_wait`: a run that waits for somebody ends the stream if this is False. Raises CursorPruned.
@@ -86,18 +80,15 @@ def of_run(run: Run, *, cursor: int, may_wait: bool = True) -> StreamingHttpResp
     client = _Client(run.thread, cursor=cursor, run=run, may_wait=may_wait)
     if run.status == RunStatus.DONE and not Event.objects.filter(run_id=run.pk).public().after(cursor).exists():
         return None
-    return _answer(client)
+    return _answer(request, client)
 
 
-def _answer(client: "_Client") -> StreamingHttpResponse:
+def _answer(request: Request, client: "_Client") -> StreamingHttpResponse:
+    is_async = isinstance(request._request, ASGIRequest)
     if not connection.in_atomic_block:
         connection.close()
-    headers = {
-        # No proxy is to keep it, to hold it back until it is complete, or to compress it piece by piece.
-        "Cache-Control": "no-cache, no-store, no-transform",
-        "X-Accel-Buffering": "no",
-    }
-    return StreamingHttpResponse(client.frames(), content_type=MEDIA_TYPE, headers=headers)
+    frames = client.frames() if is_async else client.past()
+    return StreamingHttpResponse(frames, content_type=MEDIA_TYPE)
 
 
 class _Client:
@@ -131,6 +122,21 @@ class _Client:
         if self._task is not None:
             self._task.cancel()
 
+    def past(self) -> Iterator[bytes]:
+        """What there is now, for WSGI: a stream that went on would keep a worker's thread for as long as it is open.
+
+        A client that connects again, as EventSource does, misses nothing but live text.
+        """
+        yield self._opening
+        found: Found | None = None
+        while found is None or found.has_more:
+            found = stream_rows.of_run(self._thread_id, self._run_id, self.cursor)
+            if found is None:
+                return
+            yield from _joined([told.frame for told in self._mine(found.told)])
+            self.cursor = found.head
+        yield self._end(is_gone=found.is_gone) or _AGAIN
+
     async def frames(self) -> AsyncIterator[bytes]:
         """What is sent, until it ends or the client leaves."""
         self._task = asyncio.current_task()
@@ -163,11 +169,12 @@ class _Client:
             live = self._live(feed)
             if live:
                 yield live
-            if end := self._end(feed):
+            if end := self._end(is_gone=feed.is_gone):
                 yield end
                 return
             if not told and not live and not await self._hears(closes_at):
                 yield _HEARTBEAT
+        yield _AGAIN
 
     async def _next(self, feed: Feed) -> tuple[list[Told], int, bool]:
         """The next events, the cursor up to which that is all, and whether it is all there is now."""
@@ -179,13 +186,17 @@ class _Client:
                 return [], self.cursor, True
             _refuse_pruned(self.cursor, found.pruned, self._thread_id)
             kept, head, is_all = found.told, found.head, not found.has_more
-        told = [one for one in kept if self._run_id in (None, one.run_id)]
-        for one in told:
+        return self._mine(kept), head, is_all
+
+    def _mine(self, told: list[Told]) -> list[Told]:
+        """Those of them that are sent, and what they say of the run."""
+        mine = [one for one in told if self._run_id in (None, one.run_id)]
+        for one in mine:
             if one.kind in TERMINAL_KINDS:
                 self._is_done = True
             elif one.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED, Kind.RUN_SUSPENDED):
                 self._is_waiting = one.kind == Kind.RUN_SUSPENDED
-        return told, head, is_all
+        return mine
 
     def _live(self, feed: Feed) -> bytes:
         """What the open run has said since the last look."""
@@ -201,8 +212,8 @@ class _Client:
         about = {"run_id": str(text.run_id), "attempt": text.attempt}
         return frame(DELTA, {**about, "offset": offset, "text": said})
 
-    def _end(self, feed: Feed) -> bytes:
-        if feed.is_gone:
+    def _end(self, *, is_gone: bool) -> bytes:
+        if is_gone:
             return frame(END, {"thread_id": str(self._thread_id), "status": "deleted"})
         if self._run_id is None or not (self._is_done or (self._is_waiting and not self._may_wait)):
             return b""

@@ -28,6 +28,10 @@ class _StreamView(MailboxView):
     http_method_names: tuple[str, ...] = ("get",)
     renderer_classes: Sequence[type[BaseRenderer]] = (stream.EventStreamRenderer,)
 
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        return {**super().default_response_headers, **stream.HEADERS}
+
 
 class RunStreamView(_StreamView):
     @operation(
@@ -42,8 +46,7 @@ class RunStreamView(_StreamView):
         """A run's public events as they happen, and its live text (`delta`). `end` says that the run is done."""
         cursor = stream.cursor_of(request, parameters(request, "cursor"))
         run = runs.find(self.scope, run_id)
-        stream.refuse_wsgi(request)
-        return stream.of_run(run, cursor=cursor) or Response(status=204)
+        return stream.of_run(request, run, cursor=cursor) or Response(status=204)
 
 
 class ThreadStreamView(_StreamView):
@@ -59,5 +62,4 @@ class ThreadStreamView(_StreamView):
         """A thread's public events as they happen, and the live text of its open run (`delta`)."""
         cursor = stream.cursor_of(request, parameters(request, "cursor"))
         thread = threads.find(self.scope, thread_id)
-        stream.refuse_wsgi(request)
-        return stream.of_thread(thread, cursor=cursor)
+        return stream.of_thread(request, thread, cursor=cursor)
