@@ -14,7 +14,6 @@ from mailbox_app.operations import (
     children,
     deliver,
     interrupt,
-    lineage,
     missing,
     post,
     recover,
@@ -25,36 +24,11 @@ from mailbox_app.operations import (
 from mailbox_app.operations import (
     claim as claiming,
 )
-from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.outcomes import Suspended
 from tests.operations import scene
+from tests.operations.family import spawn, wait, with_child
 
 pytestmark = pytest.mark.django_db
-
-
-def spawn(claim: Claim, text: str = "help", *, n: int = 1, **given: Any) -> Run:
-    """As `ctx.spawn` does it."""
-    options = {"agent": "echo", "options": {}, "metadata": {}, "priority": None, "is_detached": False, **given}
-    made = children.spawn(
-        claim, scene.entry("echo", verb="spawn", n=n), message=NewMessage(content=text, sender="echo"), **options
-    )
-    return Run.objects.get(pk=made["run_id"])
-
-
-def wait(claim: Claim, *spawned: Run) -> None:
-    """As `ctx.wait_for_children` ends an activation."""
-    slot = {"name": lineage.WAIT, "key": "", "n": 1, "arguments_hash": "0" * 64}
-    ids = [str(run.pk) for run in spawned]
-    settle.suspend(claim, Suspended(reason="background_tasks", entry=slot, child_run_ids=ids))
-
-
-def with_child(**given: Any) -> tuple[Claim, Run]:
-    """A parent that waits for the one child it has."""
-    parent = scene.posted_and_taken("parent")
-    child = spawn(parent, **given)
-    wait(parent, child)
-    return parent, child
 
 
 def claimed(child: Run) -> Claim:
