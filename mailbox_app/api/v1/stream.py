@@ -13,8 +13,8 @@ from asgiref.sync import SyncToAsync
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DatabaseError, InterfaceError, connection
 from django.http import StreamingHttpResponse
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse
+from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
@@ -42,8 +42,19 @@ METADATA, DELTA, END, ERROR = "metadata", "delta", "end", "error"
 
 # No proxy is to keep a stream, to hold it back until it is complete, or to compress it.
 HEADERS = {"Cache-Control": "no-cache, no-store, no-transform", "X-Accel-Buffering": "no"}
-# For the document.
-ANSWERS = {(200, MEDIA_TYPE): OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")}
+
+
+class StreamedSerializer(serializers.Serializer[Any]):
+    """One event of a stream, for the document."""
+
+    id = serializers.CharField(required=False, help_text="The cursor; not of `metadata`, `delta`, `end` and `error`.")
+    event = serializers.CharField(required=False, help_text="The kind, or `metadata`, `delta`, `end`, `error`.")
+    data = serializers.CharField(  # type: ignore[assignment]  # the framework's name for something else
+        required=False, help_text="JSON: of a kind, the same object as in a page of events."
+    )
+
+
+ANSWERS = {(200, MEDIA_TYPE): OpenApiResponse(StreamedSerializer, description="Server-sent events.")}
 
 
 class EventStreamRenderer(BaseRenderer):
