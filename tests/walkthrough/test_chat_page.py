@@ -141,8 +141,16 @@ def test_an_edit_that_comes_too_late_is_told(stack: StackProcess, page: Browser)
 def test_steering_is_read_in_mid_answer(stack: StackProcess, page: Browser) -> None:
     say(page, ABOUT)
     page.see(lambda: page.text(LIVE), "no live text")
+    page.driver.execute_script(
+        """window.lives = new Set();
+        setInterval(() => window.lives.add(document.querySelector(arguments[0]).textContent), 20)""",
+        LIVE,
+    )
     steer(page, "Rather refund 20 of it")
     page.see(lambda: len(page.texts(ITS)) == 2, "it was not answered")
+    lives = page.driver.execute_script("return [...window.lives]")
+    assert [text for text in lives if text.startswith("Done:")], "the next answer was not seen live"
+    assert not [text for text in lives if text.startswith(BEGINNING) and "Done:" in text], "what is said was live again"
     broken_off, paid = page.texts(ITS)
     assert broken_off.startswith(BEGINNING)
     assert broken_off.endswith("— You say “Rather refund 20 of it”: I come to that now.")
