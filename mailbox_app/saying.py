@@ -24,8 +24,9 @@ KEPT = "text:{run_id}:{fence}"
 # Characters of live text that are kept and sent at most; of more, the last ones.
 MOST_TEXT = 262_144
 
-# How long after a sending the next one waits, so that much becomes few: less than anybody sees.
-_REST_SECONDS = 0.01
+# How long after a sending the next one waits, so that much becomes few: less than anybody sees; and a sending takes a
+# hundredth of that.
+_REST_SECONDS = 0.02
 _UNHEARD_REST_SECONDS = 0.25
 # Threads with unsaid events; more than a process commits in a rest. Past that, streams find them by looking.
 _MOST_NOTICES = 10_000

@@ -300,10 +300,6 @@ class Thread(ReadyFlag):
         self.insert(event)
         return event
 
-    @property
-    def _has_recorded(self) -> bool:
-        return bool(self.last_cursor != self._locked["last_cursor"])
-
     def _enter(self, writes: Writes) -> None:
         self._writes, self._is_judged, self.given_back, self._sent = writes, False, [], []
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
@@ -333,17 +329,17 @@ def _leave(threads: list[Thread], writes: Writes) -> None:
     for thread in threads:
         thread._write()
     writes.flush()
+    cursors = {one.pk: one.last_cursor for one in threads if one.last_cursor != one._locked["last_cursor"]}
+    if cursors:
+        after_commit(_told, cursors)
     sent = [row for thread in threads for row in thread._sent]
     if sent:
         after_commit(_tell_carriers, sent)
-    cursors = {thread.pk: thread.last_cursor for thread in threads if thread._has_recorded}
-    if cursors:
-        after_commit(_told, cursors)
-
-
-def _tell_carriers(rows: list[Outbox]) -> None:
-    written.send_robust(sender=Outbox, rows=rows)
 
 
 def _told(cursors: dict[uuid.UUID, int]) -> None:
     recorded.send(Thread, cursors=cursors)
+
+
+def _tell_carriers(rows: list[Outbox]) -> None:
+    written.send_robust(sender=Outbox, rows=rows)

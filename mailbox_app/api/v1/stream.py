@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from asgiref.sync import SyncToAsync
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DatabaseError, InterfaceError, connection
 from django.http import StreamingHttpResponse
@@ -96,8 +96,7 @@ def of_run(request: Request, run: Run, *, cursor: int, may_wait: bool = True) ->
 
 def _answer(request: Request, client: "_Client") -> StreamingHttpResponse:
     is_async = isinstance(request._request, ASGIRequest)
-    if not connection.in_atomic_block:
-        connection.close()
+    _release_connection()
     frames = client.frames() if is_async else client.past()
     return StreamingHttpResponse(frames, content_type=MEDIA_TYPE)
 
@@ -151,7 +150,7 @@ class _Client:
     async def frames(self) -> AsyncIterator[bytes]:
         """What is sent, until it ends or the client leaves."""
         self._task = asyncio.current_task()
-        _release_thread()
+        await _release_thread()
         closes_at = time.monotonic() + conf.stream_seconds
         shared = hub()
         feed = shared.join(self, self._thread_id, head=self._head)
@@ -268,11 +267,17 @@ def _joined(frames: list[bytes]) -> list[bytes]:
     return [b"".join(piece) for piece in pieces]
 
 
-def _release_thread() -> None:
+def _release_connection() -> None:
+    if not connection.in_atomic_block:  # else the transaction is not ours: that of a test
+        connection.close()
+
+
+async def _release_thread() -> None:
     """End the thread that served the request so far: Django keeps one for each request until that is over.
 
     A thousand idle streams would keep a thousand. What still needs one (the end of the request) gets another.
     """
+    await sync_to_async(_release_connection)()  # a middleware may have taken one since
     context: Any = SyncToAsync.thread_sensitive_context.get(None)
     executor = None if context is None else SyncToAsync.context_to_thread_executor.pop(context, None)
     if executor is not None:
