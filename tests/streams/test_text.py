@@ -120,7 +120,8 @@ def test_however_many_pieces_the_text_is_kept_whole_in_few_entries_for_a_while()
 
 
 @pytest.mark.usefixtures("_own")
-def test_what_redis_loses_of_a_text_is_kept_again_with_the_next_piece() -> None:
+def test_what_redis_loses_of_a_text_is_kept_again_with_the_next_piece(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_buffer_entries": 256}  # not because there are too many
     run_id = uuid.uuid4()
     speech = saying.Speech(run_id=run_id, fence=1, attempt=1)
     speech.say("one ")
