@@ -100,8 +100,11 @@ class Ear:
         client = redis.asyncio.Redis.from_url(conf.redis_url, retry=Retry(NoBackoff(), 0), **options)
         subscription: Any = client.pubsub()
         try:
-            await subscription.subscribe(self._events, *self._runs)
+            await subscription.subscribe(self._events)
             self._client, self._subscription = client, subscription
+            # What was followed while it was being made found none to add itself to.
+            if self._runs:
+                await subscription.subscribe(*self._runs)
             await self._hear(subscription)
         finally:
             self._client = self._subscription = None

@@ -1,5 +1,5 @@
-"""The example agents: `echo` streams your words back, `analyst` profiles a CSV table in journalled steps, and
-`chat.py` has one that talks through a language model.
+"""The example agents: `echo` streams your words back, `analyst` profiles a CSV table in journalled steps, `chat.py` has
+one that talks through a language model, and `support.py` one that asks, is steered and has a child.
 """
 
 import csv
@@ -10,9 +10,9 @@ from typing import Any
 
 from mailbox_app.errors import Permanent
 from mailbox_app.execution import Context, agent
-from mailbox_project import chat
+from mailbox_project import chat, support
 
-__all__ = ["analyst", "chat", "echo"]
+__all__ = ["analyst", "chat", "echo", "support"]
 
 
 @agent("echo")

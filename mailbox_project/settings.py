@@ -129,6 +129,8 @@ STATIC_ROOT = STATE_DIR / "static"
 # Serves the apps' static files without a collectstatic step; a deployment that collects them sets this off.
 WHITENOISE_USE_FINDERS = True
 LOGIN_URL = "admin:login"
+# Pages that `mailbox_dev` and `demo` name beside the admin: what to call them, and where they are.
+MAILBOX_DEV_PAGES = {"chat": "chat/"}
 
 REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
 SPECTACULAR_SETTINGS = {
@@ -162,6 +164,9 @@ MAILBOX_CHAT_API_KEY = str(_ENV.get("MAILBOX_CHAT_API_KEY", ""))
 MAILBOX_CHAT_MODEL = str(_ENV.get("MAILBOX_CHAT_MODEL", ""))
 # How long the endpoint may be silent, at the beginning or in mid-answer.
 MAILBOX_CHAT_TIMEOUT_SECONDS = float(_ENV.get("MAILBOX_CHAT_TIMEOUT_SECONDS") or 60)
+
+# The pace at which the example agent `support` speaks.
+MAILBOX_SUPPORT_WORD_SECONDS = float(_ENV.get("MAILBOX_SUPPORT_WORD_SECONDS") or 0.07)
 
 
 def _is_no_tick(record: logging.LogRecord) -> bool:

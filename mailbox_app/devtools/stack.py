@@ -236,6 +236,9 @@ class Stack:
         base = f"http://127.0.0.1:{web}"
         if "web" not in options.without:
             self._urls |= {"web": base, "docs": f"{base}/v1/docs", "admin": f"{base}/admin/"}
+            # Further pages of the project, for who is signed in.
+            pages: dict[str, str] = getattr(settings, "MAILBOX_DEV_PAGES", {})
+            self._urls |= {name: f"{base}/{path}" for name, path in pages.items()}
         if "flower" not in options.without:
             self._urls["flower"] = f"http://127.0.0.1:{flower}"
         module, _, attribute = settings.ASGI_APPLICATION.rpartition(".")

@@ -52,7 +52,7 @@ def test_demo_stays_says_where_everything_is_and_ends_with_ctrl_c() -> None:
     try:
         assert wait_until(lambda: "Ctrl-C stops everything." in demo.output, 60), demo.output
         assert_shows_the_report(demo.output)
-        for place in ("docs", "admin", "flower"):
+        for place in ("chat", "docs", "admin", "flower"):
             assert demo.facts["urls"][place] in demo.output
         assert demo.facts["token_file"] in demo.output
         assert demo.token not in demo.output

@@ -68,6 +68,8 @@ class Command(BaseCommand):
         lines = [f"ready: {urls['web']}"] if "web" in urls else ["ready"]
         if "web" in urls:
             lines += [f"  API docs  {urls['docs']}", f"  admin     {urls['admin']}  {login(facts['demo'])}"]
+            pages = [name for name in getattr(settings, "MAILBOX_DEV_PAGES", {}) if name in urls]
+            lines += [f"  {name.ljust(9)} {urls[name]}  {login(facts['demo'])}" for name in pages]
         if "flower" in urls:
             lines.append(f"  Flower    {urls['flower']}  {login(facts['flower'])}")
         lines += [f"  token in  {facts['token_file']}", "  Ctrl-C stops everything"]

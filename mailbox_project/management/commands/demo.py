@@ -129,9 +129,11 @@ class Command(BaseCommand):
 
     def _show_around(self, facts: dict[str, Any], ending: str) -> None:
         urls, demo, flower = facts["urls"], facts["demo"], facts["flower"]
+        account = f"{demo['user']} / {demo['password']}"
         places = [
+            ("Chat", urls["chat"], account),
             ("API docs", urls["docs"], ""),
-            ("Admin", urls["admin"], f"{demo['user']} / {demo['password']}"),
+            ("Admin", urls["admin"], account),
             ("Flower", urls["flower"], f"{flower['user']} / {flower['password']}") if "flower" in urls else None,
             ("Token", facts["token_file"], ""),
             ("Logs", str(Path(facts["state_dir"]) / "logs"), ""),
