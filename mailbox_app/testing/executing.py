@@ -60,6 +60,8 @@ def run_until_idle(
         while True:
             if ran >= most and _due(names):
                 raise StillBusy(_told(f"still busy after {most} activations", names))
+            # A worker's process runs errands as they are committed: a cancel is at the child before that is claimed.
+            children.batch()
             taken = _take(names)
             if taken is not None:
                 _execute(taken)

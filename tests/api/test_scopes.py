@@ -27,6 +27,8 @@ HELLO: dict[str, Any] = {"messages": [{"content": "hello"}]}
 OF_ONE: dict[tuple[str, str], dict[str, Any] | None] = {
     ("run", "get"): None,
     ("run-events", "get"): None,
+    ("run-stream", "get"): None,
+    ("thread-stream", "get"): None,
     ("run-dispatches", "get"): None,
     ("run-wait", "get"): {"timeout": "0"},
     ("run-cancel", "post"): {"reason": "mine"},
