@@ -12,6 +12,7 @@ from mailbox_app.models.outbox import Outbox, OutboxKind
 from mailbox_app.models.pause import Pause, PauseKind
 from mailbox_app.models.ready import BlockedReason
 from mailbox_app.models.run import Run, TerminationType
+from mailbox_app.models.snapshot import Snapshot
 from mailbox_app.models.thread import Thread
 from mailbox_app.models.ticket import Ticket
 from mailbox_app.models.worker import AgentRegistration, Maintenance
@@ -46,6 +47,7 @@ __all__ = [
     "Resolution",
     "Role",
     "Run",
+    "Snapshot",
     "TerminationType",
     "Thread",
     "Ticket",

@@ -21,7 +21,7 @@ from mailbox_app.models import (
     Thread,
     ask,
 )
-from mailbox_app.operations import candidates, emit, feed, freeze, heads, permits, reread
+from mailbox_app.operations import candidates, emit, feed, freeze, heads, permits, reread, unreadable
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
@@ -73,7 +73,7 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     if not tokens or not agents:
         return Claimed(claims=[], has_more=False)
     runnable = Runnable.of(agents)
-    failed: set[uuid.UUID] = set()
+    failed = unreadable.passed_over()
     most, waiting = len(tokens), 0
     for width in _WIDTHS:
         limit = width + 2 * len(tokens)
@@ -90,8 +90,11 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
                     failed.add(error.thread_id)
         if threads:
             # A thread may still be due when its first run was dropped, or another head has come to the front.
+            left = unreadable.passed_over()
             still_due = any(
-                thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version) for thread in threads
+                thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version)
+                for thread in threads
+                if thread.pk not in left
             )
             return Claimed(claims=claims, has_more=still_due or waiting > len(threads))
         if waiting < limit:
@@ -177,12 +180,14 @@ def _claim_heads(
     allowance = permits.Allowance(ours, found.limits)
     for thread, token in zip(ours, tokens, strict=False):
         dispatch = found.dispatches[thread.pk]
-        allowed = allowance.admit(dispatch)
-        if allowed is None:
-            if thread.scope in allowance.exhausted:
-                thread.block_by_scope()
-            continue
         try:
+            if not unreadable.may_start(thread, dispatch):
+                continue
+            allowed = allowance.admit(dispatch)
+            if allowed is None:
+                if thread.scope in allowance.exhausted:
+                    thread.block_by_scope()
+                continue
             claim = _claim_head(thread, dispatch, found.unread.get(thread.pk, []), worker, token, allowed)
         except (OperationalError, InterfaceError):
             raise
@@ -203,7 +208,7 @@ def _claim_head(
     permit_ids: Sequence[uuid.UUID],
 ) -> Claim | None:
     """Claim a thread's head; None if its run has nothing to read, and ends."""
-    run = dispatch.run
+    run, snapshot = dispatch.run, dispatch.run.snapshot
     move: Move | None
     started: dict[str, Any]
     if run.status == RunStatus.CREATED:
@@ -266,9 +271,9 @@ def _claim_head(
         messages=messages,
         first_seq=messages[0].seq or 1 if messages else thread.last_seq + 1,
         state=dict(run.state),
-        options=run.options,
-        metadata=run.metadata,
-        trace=run.activation.get("trace") or {},
+        options=dict(snapshot.options),
+        metadata=dict(snapshot.metadata),
+        trace=snapshot.trace,
         config=_configuration(run),
         lease_until=lease_until,
     )

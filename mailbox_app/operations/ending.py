@@ -11,6 +11,7 @@ from mailbox_app.states import (
     DEAD_LETTER,
     DROP,
     END_WAIT,
+    EXPIRE,
     FINISH,
     RETRACT,
     STOP,
@@ -47,6 +48,25 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
         **UNCLAIMED,
     )
     finish(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
+
+
+def refuse(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
+    """Make a queued dispatch that nobody can execute a dead letter and end its run with the error; under the fence.
+
+    Its own input that it has not read is frozen first, so that a replay reads it.
+    """
+    run = dispatch.run
+    unread = freeze.unread(thread=thread, run=run)
+    own = [message for message in unread if message.run_id == run.pk]
+    freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
+    if run.status != RunStatus.CREATED:
+        close_tickets(run)
+    error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
+    ended = {"run_status": RunStatus.DONE, "termination": termination, "error": error}
+    thread.move(dispatch, EXPIRE, completed_at=thread.locked_at, last_error=f"{code}: {message}", **ended)
+    outcome = {"termination": termination, "error": error}
+    thread.move(run, _UNEXECUTED[run.status], finished_at=thread.locked_at, **outcome, **waits.NOT_WAITING)
+    _leave(thread, dispatch, Kind.RUN_ERRORED, unread, **outcome)
 
 
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
