@@ -43,8 +43,22 @@ _RENEW = """
     ) AS held
     WHERE dispatch.id = held.id
     RETURNING dispatch.claim_token,
-        extract(epoch FROM statement_timestamp() - dispatch.cancel_requested_at)::float8
-"""
+        extract(epoch FROM statement_timestamp() - dispatch.cancel_requested_at)::float8,
+        CASE WHEN (
+            SELECT TRUE FROM mailbox_message
+            WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id IS NULL AND {readable} LIMIT 1
+        ) IS NOT NULL OR (
+            SELECT TRUE FROM mailbox_message
+            WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id = dispatch.run_id AND {readable}
+            LIMIT 1
+        ) IS NOT NULL THEN (
+            SELECT pending_revision FROM mailbox_thread WHERE id = dispatch.thread_id
+        ) END
+""".replace(
+    "{readable}",
+    """NOT held AND boundary IN ('interrupt', 'next_step')
+                AND (target_run_id IS NULL OR target_run_id = dispatch.run_id)""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +71,12 @@ class Claimed:
 
 @dataclass(frozen=True, kw_only=True)
 class Renewed:
-    """What a renewal learned of the claims: which are lost, and how many seconds ago somebody asked which to stop."""
+    """What a renewal learned of the claims: which are lost; how many seconds ago somebody asked which to stop; for
+    which something is pending that a checkpoint may read, and at what revision of all that is pending there."""
 
     lost: Collection[uuid.UUID] = ()
     cancelled: Mapping[uuid.UUID, float] = field(default_factory=dict)
+    readable: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
 
 def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uuid.UUID]) -> Claimed:
@@ -103,20 +119,23 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
 
 
 def renew(*, tokens: Collection[uuid.UUID]) -> Renewed:
-    """Prolong the leases of these claims by a full lease from now; which were lost, and which are asked to stop.
+    """Prolong the leases of these claims by a full lease from now; which were lost, are asked to stop, have input.
 
     A token whose row somebody holds just now is not prolonged this time, and not lost.
     """
     if not tokens:
         return Renewed()
     renewed = ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
-    found: dict[uuid.UUID, float | None] = dict(renewed)
+    found: dict[uuid.UUID, tuple[float | None, int | None]] = {token: (asked, at) for token, asked, at in renewed}
     missing = set(tokens) - set(found)
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
         missing -= {token for token in still.values_list("claim_token", flat=True) if token is not None}
-    asked = {token: seconds for token, seconds in found.items() if seconds is not None}
-    return Renewed(lost=missing, cancelled=asked)
+    return Renewed(
+        lost=missing,
+        cancelled={token: seconds for token, (seconds, _) in found.items() if seconds is not None},
+        readable={token: revision for token, (_, revision) in found.items() if revision is not None},
+    )
 
 
 class _Unclaimable(Exception):

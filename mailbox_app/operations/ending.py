@@ -84,7 +84,7 @@ def ask(thread: Thread, dispatch: Dispatch, kind: str, *, reason: str) -> None:
     if dispatch.cancel_requested_at is None:
         thread.change(dispatch, cancel_requested_at=thread.locked_at)
         emit.of_dispatch(thread, kind, dispatch, reason=reason)
-        hints.stop(dispatch.pk)
+        hints.nudge(dispatch)
 
 
 def drop(
