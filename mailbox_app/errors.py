@@ -227,7 +227,7 @@ class SnapshotTooNew(Conflict):
 
 
 class DeliveryBlockedByBarrier(Conflict):
-    """A message that nothing overtakes stands in front, and a run scheduled for later is to read it."""
+    """A message that nothing overtakes (`message_id`) stands in front, and is not read before a scheduled run."""
 
     code = "delivery_blocked_by_barrier"
 
