@@ -36,7 +36,7 @@ from mailbox_app.errors import LeaseLost
 from mailbox_app.execution import registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, Kind, Message, Role, Run, Thread
-from mailbox_app.operations import claim, deliver, inputs, limits, permits, submit, tick
+from mailbox_app.operations import children, claim, deliver, inputs, limits, permits, submit, tick
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
 from mailbox_app.states import DispatchStatus, RunStatus
@@ -88,7 +88,9 @@ def run_until_idle(
                 _execute(taken)
                 ran += 1
             elif not _go_on() and not (retries and _bring_forward(_scheduled(names).filter(_FAILED)[:1])):
-                break
+                # A backoff that has run out between these two looks was seen by neither.
+                if not tick.promote():
+                    break
     if _due(None if agents is None else names):
         raise StillBusy(_told("due work is left that cannot be run here", names))
     return ran
@@ -268,7 +270,7 @@ def _execute(taken: Claim) -> None:
 
 def _go_on() -> int:
     """What beside the runs themselves makes work due; returns how much did."""
-    return tick.promote() + deliver.batch() + permits.release_some() + permits.unblock_some()
+    return tick.promote() + deliver.batch() + children.batch() + permits.release_some() + permits.unblock_some()
 
 
 def _scheduled(names: Sequence[str]) -> Any:

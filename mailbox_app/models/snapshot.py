@@ -14,6 +14,9 @@ from mailbox_app.errors import SnapshotTooNew, SnapshotUnreadable
 # Raise it with the shape, add the step that leads to it, and keep a row of the old shape in tests/operations/snapshots.
 VERSION = 2
 
+# Written where there is any.
+_RARE = ("trace", "posted", "digest", "replayed_by", "depth", "detached")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -23,6 +26,7 @@ class Snapshot:
     `adapter`: the door at which the intent came in first, whatever made this run of it. `sender`: that of its messages,
     blank where they differ. `run_mode`: "foreground" for an interrupt, else "background". `trace`: where it was
     submitted ({"traceparent": …}). `posted`: for `joining`. `digest`: of a durable message, for `deliver`.
+    `depth`: how many runs are above a child; `detached`: it goes on also when its parent is cancelled.
     """
 
     origin: str = ""
@@ -35,6 +39,8 @@ class Snapshot:
     posted: dict[str, Any] | None = None
     digest: str | None = None
     replayed_by: str | None = None
+    depth: int = 0
+    detached: bool = False
 
     @classmethod
     def read(cls, stored: Any) -> "Snapshot":
@@ -65,7 +71,7 @@ class Snapshot:
     def write(self) -> dict[str, Any]:
         """The present shape, for `Run.activation`."""
         names = ("origin", "adapter", "sender", "run_mode", "options", "metadata")
-        rare = {name: getattr(self, name) for name in ("trace", "posted", "digest", "replayed_by")}
+        rare = {name: getattr(self, name) for name in _RARE}
         return {
             "version": VERSION,
             **{name: getattr(self, name) for name in names},
@@ -100,6 +106,14 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_posted(value: Any) -> bool:
     return _is_object(value) and _is_text(value.get("sender")) and _is_object(value.get("by"))
 
@@ -112,5 +126,7 @@ _SHAPE: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("origin", "adapter", "sender", "run_mode", "digest", "replayed_by"), _is_text),
     **dict.fromkeys(("options", "metadata"), _is_object),
     "trace": _is_trace,
+    "depth": _is_count,
+    "detached": _is_flag,
     "posted": _is_posted,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.models import UNCLAIMED, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread, Ticket
-from mailbox_app.operations import emit, enqueue, freeze, waits
+from mailbox_app.operations import emit, enqueue, freeze, lineage, waits
 from mailbox_app.states import (
     CLOSE,
     DEAD_LETTER,
@@ -50,10 +50,10 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
     finish(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
 
 
-def refuse(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
+def expire(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
     """Make a queued dispatch that nobody can execute a dead letter and end its run with the error; under the fence.
 
-    Its own input that it has not read is frozen first, so that a replay reads it.
+    All of its own input is frozen first, so that a replay reads it.
     """
     run = dispatch.run
     unread = freeze.unread(thread=thread, run=run)
@@ -66,7 +66,10 @@ def refuse(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> No
     thread.move(dispatch, EXPIRE, completed_at=thread.locked_at, last_error=f"{code}: {message}", **ended)
     outcome = {"termination": termination, "error": error}
     thread.move(run, _UNEXECUTED[run.status], finished_at=thread.locked_at, **outcome, **waits.NOT_WAITING)
-    _leave(thread, dispatch, Kind.RUN_ERRORED, unread, **outcome)
+    if thread.open_run_id == run.pk:
+        _leave(thread, dispatch, Kind.RUN_ERRORED, unread, **outcome)
+    else:
+        emit.of_dispatch(thread, Kind.RUN_ERRORED, dispatch, **outcome)
 
 
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
@@ -75,6 +78,7 @@ def cancel(thread: Thread, dispatch: Dispatch) -> None:
     ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
     thread.move(dispatch, STOP, lost_count=dispatch.lost_count, **ended, **UNCLAIMED)
     close_tickets(dispatch.run)
+    lineage.cancel(thread, dispatch.run)
     unread = freeze.unread(thread=thread, run=dispatch.run)
     finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
 
@@ -99,6 +103,7 @@ def drop(
         thread.move(queued, by, **ended)
     if run.status != RunStatus.CREATED:
         close_tickets(run)
+    lineage.cancel(thread, run)
     move = _UNEXECUTED[run.status]
     thread.move(run, move, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
     facts: dict[str, Any] = {"termination": termination, "reason": reason}

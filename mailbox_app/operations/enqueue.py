@@ -12,6 +12,7 @@ from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Snap
 from mailbox_app.operations import append, emit, freeze
 from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
+from mailbox_app.operations.submission import Parent
 from mailbox_app.states import MessageState
 
 
@@ -34,6 +35,7 @@ class RunSpec:
     metadata: dict[str, Any] = field(default_factory=dict)
     # What those who may join the run are judged by, where any may: `joining.marked`.
     posted: dict[str, Any] | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def _snapshot(spec: RunSpec, messages: Sequence[NewMessage], durable: Durable | 
     senders = {message.sender for message in messages}
     return Snapshot(
         origin=spec.origin,
-        adapter=spec.adapter or spec.origin,
+        adapter=spec.adapter or (spec.parent.adapter if spec.parent else "") or spec.origin,
         sender=senders.pop() if len(senders) == 1 else "",
         run_mode=spec.run_mode,
         options=spec.options,
@@ -136,6 +138,8 @@ def _snapshot(spec: RunSpec, messages: Sequence[NewMessage], durable: Durable | 
         posted=spec.posted,
         digest=None if durable is None else durable.digest,
         trace=tracing.inject().get("trace", {}),
+        depth=0 if spec.parent is None else spec.parent.depth,
+        detached=spec.parent is not None and spec.parent.is_detached,
     )
 
 
@@ -156,6 +160,7 @@ def _created(thread: Thread, spec: RunSpec, order: int, activation: dict[str, An
         agent=spec.agent,
         config_version=spec.config_version,
         dedupe_key=spec.dedupe_key,
+        parent_run_id=None if spec.parent is None else spec.parent.run_id,
         order=order,
         activation=activation,
     )

@@ -45,7 +45,7 @@ def may_start(thread: Thread, head: Dispatch) -> bool:
         _pass_over(thread, head, error)
         return False
     except SnapshotUnreadable as error:
-        ending.refuse(thread, head, code=error.code, message=error.message)
+        ending.expire(thread, head, code=error.code, message=error.message)
         facts = {"thread_id": thread.pk, "run_id": head.run_id, "dispatch_id": head.pk}
         observe("run.unreadable", level=logging.ERROR, **facts, reason=error.message)
         return False

@@ -36,9 +36,12 @@ def test_the_present_shape_is_what_is_kept_of_the_present_version() -> None:
     assert present
     for stored in present:
         assert Snapshot.read(stored).write() == stored
-    everything = Snapshot(posted={"sender": "", "by": {}}, digest="d", trace={"traceparent": "t"}, replayed_by="ann")
+    everything = Snapshot(
+        posted={"sender": "", "by": {}}, digest="d", trace={"traceparent": "t"}, replayed_by="a", depth=1, detached=True
+    )
     assert {name: type(value).__name__ for name, value in everything.write().items()} == {
-        "version": "int",
+        **dict.fromkeys(("version", "depth"), "int"),
+        "detached": "bool",
         **dict.fromkeys(("origin", "adapter", "sender", "run_mode", "digest", "replayed_by"), "str"),
         **dict.fromkeys(("options", "metadata", "trace", "posted"), "dict"),
     }

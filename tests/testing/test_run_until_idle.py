@@ -98,6 +98,24 @@ def test_without_retries_the_next_attempt_stays_queued(mailbox: Mailbox, registe
     assert mailbox.run_until_idle() == 1
 
 
+def test_a_backoff_that_runs_out_between_two_looks_is_not_left(
+    mailbox: Mailbox, registered_agent: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered_agent(fails_until(2, Transient("later", retry_after=3_600)))
+    posted = submit.run(scope="test", agent="probe", messages=["go"])
+    looked = testing._go_on
+
+    def slowly() -> int:
+        found = looked()
+        if scene.dispatch(posted).attempt_count == 1:
+            scene.make_available(posted)
+        return found
+
+    monkeypatch.setattr(testing, "_go_on", slowly)
+    assert mailbox.run_until_idle() == 2
+    testing.assert_run_finished(posted)
+
+
 def test_work_whose_time_has_come_needs_no_beat(mailbox: Mailbox, registered_agent: Registered) -> None:
     registered_agent(lambda ctx: "done")
     at = scene.database_now() + timedelta(hours=1)
