@@ -17,7 +17,7 @@ from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
 from mailbox_app.models import Run
 from mailbox_app.operations import limits, resume, submit
-from mailbox_app.testing import Mailbox
+from mailbox_app.testing import Mailbox, executing
 from tests import given
 from tests.operations import scene
 
@@ -103,7 +103,7 @@ def test_a_backoff_that_runs_out_between_two_looks_is_not_left(
 ) -> None:
     registered_agent(fails_until(2, Transient("later", retry_after=3_600)))
     posted = submit.run(scope="test", agent="probe", messages=["go"])
-    looked = testing._go_on
+    looked = executing._go_on
 
     def slowly() -> int:
         found = looked()
@@ -111,7 +111,7 @@ def test_a_backoff_that_runs_out_between_two_looks_is_not_left(
             scene.make_available(posted)
         return found
 
-    monkeypatch.setattr(testing, "_go_on", slowly)
+    monkeypatch.setattr(executing, "_go_on", slowly)
     assert mailbox.run_until_idle() == 2
     testing.assert_run_finished(posted)
 
