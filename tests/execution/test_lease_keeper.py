@@ -305,6 +305,18 @@ def test_a_nudge_brings_the_renewal_of_that_claim_alone_forward(renewals: Renewa
     assert (renewals.calls, stops["other"]) == ([{named.token}] * 2, [])
 
 
+def test_a_nudge_for_another_thread_run_or_dispatch_is_nobody_s(keeper: LeaseKeeper) -> None:
+    one, nudges = scene.posted_and_taken(), []
+    with keeper.holding(
+        one, stop_with=[].append, on_timeout=nothing, timeout=3600, on_nudge=lambda: nudges.append("looks")
+    ):
+        for part in Aim._fields:
+            keeper.nudge(aim(one)._replace(**{part: uuid.uuid4()}))
+        assert nudges == []
+        keeper.nudge(aim(one))
+        assert nudges == ["looks"]
+
+
 def test_a_nudge_that_comes_before_its_claim_is_kept_is_not_lost(renewals: Renewals, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "lease_seconds": 60, "renewal_seconds": 20}
     keeper, one, stops = LeaseKeeper(renewals), scene.posted_and_taken(), []
