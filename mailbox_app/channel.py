@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
@@ -206,34 +206,6 @@ def listen(topic: str) -> Iterator[Any]:
                 observe("listen.failed", level=logging.WARNING, topic=topic, error=type(error).__name__)
             was_told = True
         time.sleep(max(_LEAST_RETRY_SECONDS, conf.broker_retry_seconds))
-
-
-@contextlib.contextmanager
-def subscribed(topic: str) -> Iterator[Callable[[float], None]]:
-    """While the block runs: a function that returns when something is published on the topic, or after so many seconds.
-
-    It may also return for nothing; without Redis, after the seconds alone.
-    """
-    client = _client()
-    subscription: Any = None if client is None else client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-
-    def wait(seconds: float) -> None:
-        try:
-            if subscription is not None:
-                subscription.get_message(timeout=seconds)
-                return
-        except (redis.RedisError, OSError) as error:
-            breaker_of(conf.redis_url).failed("channel", error)
-        time.sleep(seconds)
-
-    try:
-        if subscription is not None:
-            with contextlib.suppress(redis.RedisError, OSError):  # found out again by whoever waits
-                subscription.subscribe(f"{PREFIX}{topic}")
-        yield wait
-    finally:
-        if subscription is not None:
-            subscription.close()
 
 
 def _heard(url: str, topic: str) -> Iterator[Any]:

@@ -220,6 +220,24 @@ class RequestInFlight(Conflict):
     code = "request_in_flight"
 
 
+class SnapshotUnreadable(Conflict):
+    """What is stored of how the run came about cannot be read: mend its `activation`, then replay the dead letter."""
+
+    code = "snapshot_unreadable"
+
+
+class SnapshotTooNew(Conflict):
+    """A newer release has written how the run came about: its own workers can read that."""
+
+    code = "snapshot_too_new"
+
+
+class DeliveryBlockedByBarrier(Conflict):
+    """A message that nothing overtakes (`message_id`) stands in front, and is not read before a scheduled run."""
+
+    code = "delivery_blocked_by_barrier"
+
+
 class Retryable(MailboxError):
     """Nothing was written and nothing is wrong with the call: try again."""
 

@@ -4,9 +4,8 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from celery import current_app
 from celery.events.event import get_exchange
@@ -17,17 +16,14 @@ from kombu.pools import ProducerPool
 
 from mailbox_app import channel, saying
 from mailbox_app.conf import conf
-from mailbox_app.models import Thread
+from mailbox_app.models import Dispatch, Thread
 from mailbox_app.models.thread import recorded
 from mailbox_app.telemetry import after_commit, observe
 
 EXECUTE = "mailbox.execute"
 
-# One topic for all processes: stops are rare, and each finds its own among them.
-_STOP = "stop"
-
-# Live waits are few, and each listens for its own run.
-_ANSWERED = "answered:{run_id}"
+# One topic, and one listener a process: nudges are rare, and each process finds its own among them.
+_NUDGE = "nudge"
 
 # Threads of one process that may be sending a signal at the same time.
 _PUBLISHERS = 10
@@ -61,21 +57,23 @@ def wake(queue: str) -> None:
             _send(queue, publisher)
 
 
-def stop(dispatch_id: uuid.UUID) -> None:
-    """After the transaction that asked a claimed dispatch to stop: tell the process that executes it.
+class Aim(NamedTuple):
+    """The one activation that a nudge is for."""
 
-    It looks at the row and nothing else, so that a forged nudge stops nobody. Lost: its next renewal finds the request.
+    thread_id: uuid.UUID
+    run_id: uuid.UUID
+    dispatch_id: uuid.UUID
+
+
+def nudge(claimed: Dispatch) -> None:
+    """After the transaction that asked a claimed dispatch to stop, had something read by its run's next step, or
+    answered a question of it: tell the process that executes it.
+
+    It looks at the rows and nothing else, so that a forged nudge stops nobody. Lost: its next renewal finds what stands
+    there, and who waits for an answer looks every second.
     """
-    after_commit(channel.publish, _STOP, {"dispatch_id": str(dispatch_id)})
-
-
-def answered(run_id: uuid.UUID) -> None:
-    """After the transaction that answered a question: tell the process where an agent waits for that live.
-
-    It looks at the rows. Lost: it looks every second without.
-    """
-    topic = _ANSWERED.format(run_id=run_id)
-    after_commit(channel.publish, topic, {"type": "answered"})
+    aim = Aim(claimed.thread_id, claimed.run_id, claimed.pk)
+    after_commit(channel.publish, _NUDGE, {name: str(value) for name, value in aim._asdict().items()})
 
 
 def recorded_events(cursors: Mapping[uuid.UUID, int], **_: Any) -> None:
@@ -89,16 +87,11 @@ def recorded_events(cursors: Mapping[uuid.UUID, int], **_: Any) -> None:
 recorded.connect(recorded_events, dispatch_uid="mailbox.hints.recorded_events")
 
 
-def hearing_answers(run_id: uuid.UUID) -> AbstractContextManager[Callable[[float], None]]:
-    """While the block runs: a function that returns when the run was told of an answer, or after so many seconds."""
-    return channel.subscribed(_ANSWERED.format(run_id=run_id))
-
-
-def to_stop() -> Iterator[uuid.UUID]:
-    """The dispatches that `stop` names, as they are told, without an end; for the lease keeper."""
-    for message in channel.listen(_STOP):
+def nudges() -> Iterator[Aim]:
+    """Whom `nudge` names, as they are told, without an end; for the lease keeper."""
+    for message in channel.listen(_NUDGE):
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # not one of ours
-            yield uuid.UUID(message["dispatch_id"])
+            yield Aim(*(uuid.UUID(message[name]) for name in Aim._fields))
 
 
 def fill(queue: str, *, signals: int) -> int:

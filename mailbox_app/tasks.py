@@ -140,7 +140,7 @@ def _begin(sender: Any = None, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _begin_in_child(**_: Any) -> None:
-    keeper.listen(hints.to_stop)
+    keeper.listen(hints.nudges)
     standby.start()
     flower.start()
 
@@ -151,7 +151,7 @@ def _announce(sender: Any = None, **_: Any) -> None:
     exposer.start()
     if "prefork" not in type(sender.pool).__module__:
         # A parent that forks must have no threads of ours: its children do this instead.
-        keeper.listen(hints.to_stop)
+        keeper.listen(hints.nudges)
         standby.start()
         flower.start()
         executor.slot_count = int(sender.pool.num_processes or 1)

@@ -62,6 +62,8 @@ class Activation:
             on_timeout=self.time_out,
             timeout=self.limit,
             on_ignored=self.give_up,
+            on_nudge=self.context.stir,
+            on_input=self.context.told,
         )
         try:
             with running(**ids), span, holding:

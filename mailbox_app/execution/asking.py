@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mailbox_app import channel, hints, outcomes
+from mailbox_app import channel, outcomes
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Suspended
+from mailbox_app.execution.attention import Attention
 from mailbox_app.execution.journal import Journal
 from mailbox_app.models import Ticket
 from mailbox_app.operations import checkpoint, inputs, schemas, tickets, waits
@@ -61,6 +62,7 @@ class Asking:
 
     _claim: Claim
     _journal: Journal
+    _attention: Attention
     # By this process's clock: the activation's time limit.
     _ends_at: float
 
@@ -104,9 +106,9 @@ class Asking:
         At most, and by default, for the setting `suspended_lease_seconds`. `question`: what `ask` takes.
         """
         waiting = LiveWait(self, name, seconds=seconds, **question)
-        with hints.hearing_answers(self._claim.run_id) as heard:
+        with self._attention.waiting() as wait:
             while waiting.left() > 0 and not waiting.is_over():
-                heard(min(LOOK_SECONDS, max(0.0, waiting.left())))
+                wait(min(LOOK_SECONDS, waiting.left()))
         return waiting.answer()
 
     def _patience(self, seconds: float | None) -> float:

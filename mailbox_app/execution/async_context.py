@@ -12,9 +12,10 @@ from mailbox_app.errors import Stop
 from mailbox_app.execution import caller, loop
 from mailbox_app.execution.asking import LOOK_SECONDS, Answer, LiveWait
 from mailbox_app.execution.context import Context
+from mailbox_app.execution.listening import Pause
 
 # Of the runner, not of agents.
-_NOT_FOR_AGENTS = frozenset({"stop_with", "belongs_to"})
+_NOT_FOR_AGENTS = frozenset({"stop_with", "belongs_to", "stir", "told"})
 
 
 class _NotYet(BaseException):
@@ -100,9 +101,18 @@ class AsyncContext:
     async def await_for_decision(self, name: str, *, seconds: float | None = None, **question: Any) -> Answer:
         """`Context.wait_for_decision`: other agents of the process go on meanwhile."""
         waiting = await loop.on(loop.verbs, partial(LiveWait, self._context, name, seconds=seconds, **question))
-        while waiting.left() > 0 and not await loop.on(loop.verbs, waiting.is_over):
-            await asyncio.sleep(min(LOOK_SECONDS, max(0.0, waiting.left())))
+        with self._context._attention.waiting_on_loop() as wait:
+            while waiting.left() > 0 and not await loop.on(loop.verbs, waiting.is_over):
+                await wait(min(LOOK_SECONDS, waiting.left()))
         return await loop.on(loop.verbs, waiting.answer)
+
+    async def asleep(self, seconds: float) -> bool:
+        """`Context.sleep`: other agents of the process go on meanwhile."""
+        pause = Pause(self._context._journal, self._context._attention, seconds)
+        with self._context._attention.waiting_on_loop() as wait:
+            while (left := pause.left()) > 0:
+                await wait(left)
+        return pause.end()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in _NOT_FOR_AGENTS:

@@ -11,8 +11,10 @@ from mailbox_app import catalogue, outcomes
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Stop, Suspended, Transient
 from mailbox_app.execution.asking import Asking
+from mailbox_app.execution.attention import Attention
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.journal import Journal
+from mailbox_app.execution.listening import Listening
 from mailbox_app.execution.live import LiveText
 from mailbox_app.execution.spawning import Spawning
 from mailbox_app.models import Kind, Message, Visibility
@@ -29,7 +31,7 @@ _MOST_MESSAGE = 2_000
 _LONGEST_SECONDS = 366 * 86_400
 
 
-class Context(Asking, Spawning):
+class Context(Asking, Listening, Spawning):
     """One activation of one run, as its agent sees it.
 
     The agent runs its turn from the top at every attempt, with the same `messages`. A verb that was completed before
@@ -44,6 +46,8 @@ class Context(Asking, Spawning):
         # The last number a checkpoint of this activation has handed over; what was read past it is handed over again.
         self._handed_over = 0
         self._must_hand_over = claim.replays
+        # The first checkpoint of a turn that was begun before hands over what others of it have read.
+        self._attention = Attention(has_input=claim.replays)
         self._live = LiveText(claim)
         self._children: list[str] = []
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
@@ -245,8 +249,10 @@ class Context(Asking, Spawning):
         Messages that checkpoints of this turn had read before it was run again are handed over by the first one.
         """
         self._journal.check()
+        self._attention.forget()
         arrived = self._journal.persist(self._reach)
         if arrived:
+            self._attention.expect_more()
             self._handed_over = arrived[-1].seq or 0
         self._must_hand_over = False
         return [IncomingMessage.of(message) for message in arrived]
@@ -265,6 +271,7 @@ class Context(Asking, Spawning):
     def stop_with(self, stop: Stop) -> None:
         """Make every further verb raise this; for the runner and the lease keeper, not for agents."""
         self._journal.stop_with(stop)
+        self._attention.stir()
 
     @property
     def stop(self) -> Stop | None:

@@ -17,6 +17,7 @@ from django.db import connection
 from mailbox_app.conf import conf
 from mailbox_app.errors import Cancelled, LeaseLost, Stop
 from mailbox_app.execution.pool import Pool
+from mailbox_app.hints import Aim
 from mailbox_app.operations.claim import Renewed
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.telemetry import observe
@@ -37,6 +38,8 @@ class _Held:
     stop_with: Callable[[Stop], None]
     on_timeout: Callable[[], None]
     on_ignored: Callable[[], None]
+    on_nudge: Callable[[], None]
+    on_input: Callable[[int], None]
     # This process's monotonic clock: it measures durations only, instants are the database's.
     lease_ends: float
     times_out: float
@@ -51,13 +54,14 @@ class LeaseKeeper:
     Two threads: a renewal that hangs must not keep the other from seeing that a lease is over. A database hiccup is
     retried until then; a claim that was lost stops that run alone, and so does a request to cancel it, which the next
     renewal finds, or the one that a nudge brings on; one that is ignored for `cancel_grace_seconds` ends the run
-    without its code. `renew` is handed in by `tasks.py`.
+    without its code. It also tells each of what was said to it, and of the nudge itself. `renew` is handed in by
+    `tasks.py`.
     """
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
         self._nudged: set[uuid.UUID] = set()
-        self._unknown: deque[uuid.UUID] = deque(maxlen=_MOST_REMEMBERED)
+        self._unknown: deque[Aim] = deque(maxlen=_MOST_REMEMBERED)
         self._held: dict[uuid.UUID, _Held] = {}
         self._changed = threading.Condition()
         self._threads: dict[str, threading.Thread] = {}
@@ -89,17 +93,23 @@ class LeaseKeeper:
         on_timeout: Callable[[], None],
         timeout: float,
         on_ignored: Callable[[], None] = lambda: None,
+        on_nudge: Callable[[], None] = lambda: None,
+        on_input: Callable[[int], None] = lambda revision: None,
     ) -> Iterator[None]:
         """Keep the claim's lease while the block runs; `on_timeout` is called once, in another thread.
 
-        So is `on_ignored`, when the run was asked to stop and the block still runs after `cancel_grace_seconds`.
+        So is `on_ignored`, when the run was asked to stop and the block still runs after `cancel_grace_seconds`. The
+        other two may be called often, and must not wait for anything: `on_input` with the revision of what is pending
+        at each renewal that finds something to read, `on_nudge` whenever somebody says that something has changed.
         """
         now = time.monotonic()
-        held = _Held(claim, stop_with, on_timeout, on_ignored, now + conf.lease_seconds, now + timeout)
+        held = _Held(
+            claim, stop_with, on_timeout, on_ignored, on_nudge, on_input, now + conf.lease_seconds, now + timeout
+        )
         with self._changed:
             self._start()
             self._held[claim.token] = held
-            if claim.dispatch_id in self._unknown:
+            if _aim(claim) in self._unknown:
                 self._nudged.add(claim.token)
                 self._changed.notify_all()
             # Both threads look by themselves soon enough, but for what is due sooner, and for the first of all.
@@ -115,24 +125,26 @@ class LeaseKeeper:
         with self._changed:
             self._held.pop(claim.token, None)
 
-    def listen(self, nudges: Callable[[], Iterator[uuid.UUID]]) -> None:
+    def listen(self, nudges: Callable[[], Iterator[Aim]]) -> None:
         """Follow these nudges, in a thread of their own in this process, which must have no other that does."""
 
         def follow() -> None:
-            for dispatch_id in nudges():
-                self.nudge(dispatch_id)
+            for aim in nudges():
+                self.nudge(aim)
 
         threading.Thread(target=follow, name="mailbox-nudges", daemon=True).start()
 
-    def nudge(self, dispatch_id: uuid.UUID) -> None:
-        """Somebody says this dispatch is to stop: ask its row now, if this process holds it or is about to."""
+    def nudge(self, aim: Aim) -> None:
+        """Somebody says this activation is to look: ask its row now, if this process holds it or is about to."""
         with self._changed:
-            named = [held for held in self._held.values() if held.claim.dispatch_id == dispatch_id]
+            named = [held for held in self._held.values() if _aim(held.claim) == aim]
             if not named:
-                self._unknown.append(dispatch_id)
+                self._unknown.append(aim)
             self._nudged |= {held.claim.token for held in named if not held.is_cancelled}
             if self._nudged:
                 self._changed.notify_all()
+        for held in named:
+            held.on_nudge()
 
     def _start(self) -> None:
         """Start the threads in this process; a forked child has inherited none."""
@@ -200,6 +212,8 @@ class LeaseKeeper:
                 self._lose(held)
                 continue
             held.lease_ends = started + conf.lease_seconds
+            if held.claim.token in renewed.readable:
+                held.on_input(renewed.readable[held.claim.token])
             if held.claim.token in renewed.cancelled and not held.is_cancelled:
                 self._cancel(held, asked_at=time.monotonic() - renewed.cancelled[held.claim.token])
         return True
@@ -229,3 +243,7 @@ class LeaseKeeper:
             time.sleep(_LOOK_SECONDS)
             return 0.0
         return math.inf
+
+
+def _aim(claim: Claim) -> Aim:
+    return Aim(claim.thread_id, claim.run_id, claim.dispatch_id)

@@ -13,6 +13,7 @@ from mailbox_app.models.outbox import written as outbox_written
 from mailbox_app.models.pause import Pause, PauseKind
 from mailbox_app.models.ready import BlockedReason
 from mailbox_app.models.run import Run, TerminationType
+from mailbox_app.models.snapshot import Snapshot
 from mailbox_app.models.thread import Thread
 from mailbox_app.models.ticket import Ticket
 from mailbox_app.models.worker import AgentRegistration, Maintenance
@@ -47,6 +48,7 @@ __all__ = [
     "Resolution",
     "Role",
     "Run",
+    "Snapshot",
     "TerminationType",
     "Thread",
     "Ticket",

@@ -8,6 +8,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from mailbox_app.models.base import Moving, MovingQuerySet, iff, not_blank, uuid7
+from mailbox_app.models.snapshot import Snapshot
 from mailbox_app.models.thread import Thread
 from mailbox_app.states import OPEN_RUN, RunStatus
 
@@ -89,7 +90,7 @@ class Run(Moving):
     # {"from_seq", "to_seq", "message_ids"}
     input = models.JSONField(default=dict, blank=True)
     output = models.JSONField(default=dict, blank=True)
-    # Versioned snapshot of how the run came about: {"version", "origin", "sender", "options", "metadata", …}.
+    # How the run came about: a `Snapshot`, of the version that was current then.
     activation = models.JSONField(default=dict, blank=True)
     state = models.JSONField(default=dict, blank=True)
     steps = models.IntegerField(default=0)
@@ -170,9 +171,19 @@ class Run(Moving):
         )
 
     @property
+    def snapshot(self) -> Snapshot:
+        """How the run came about, to act by. Raises SnapshotTooNew, SnapshotUnreadable."""
+        return Snapshot.read(self.activation)
+
+    @property
+    def shown(self) -> Snapshot:
+        """How the run came about, to be looked at: of a snapshot that cannot be read, what can be told."""
+        return Snapshot.shown(self.activation)
+
+    @property
     def options(self) -> dict[str, Any]:
-        return dict(self.activation.get("options") or {})
+        return dict(self.shown.options)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return dict(self.activation.get("metadata") or {})
+        return dict(self.shown.metadata)

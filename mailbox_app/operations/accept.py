@@ -93,6 +93,7 @@ def _spec(given: Submission, thread: Thread, latest_version: Callable[[str], str
         available_at=None if given.available_at is None else max(given.available_at, thread.locked_at),
         dedupe_key=given.dedupe_key,
         origin=given.origin,
+        run_mode="foreground" if given.if_active == "interrupt" else "background",
         options=given.options,
         metadata=given.metadata,
         posted=joining.mark(given),

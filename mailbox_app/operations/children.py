@@ -70,9 +70,9 @@ def spawn(
     )
 
     def child(thread: Thread, run: Run) -> dict[str, str]:
-        depth = int(run.activation.get(lineage.DEPTH, 0)) + 1
+        depth = run.shown.depth + 1
         _refuse_too_many(run, depth)
-        given.parent = submission.Parent(run_id=run.pk, depth=depth, is_detached=is_detached)
+        given.parent = submission.Parent(run_id=run.pk, depth=depth, is_detached=is_detached, adapter=run.shown.adapter)
         with Thread.objects.hold([Thread(scope=thread.scope, parent_id=thread.pk)]) as made:
             queued = accept.queue(given, made[0])
         hints.tell(*made)

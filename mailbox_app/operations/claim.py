@@ -21,7 +21,7 @@ from mailbox_app.models import (
     Thread,
     ask,
 )
-from mailbox_app.operations import candidates, emit, feed, freeze, heads, permits, reread
+from mailbox_app.operations import candidates, emit, feed, freeze, heads, permits, reread, unreadable
 from mailbox_app.operations.candidates import Runnable
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import CLAIM, DROP, RESUME, START, WITHDRAW, Move, RunStatus
@@ -43,8 +43,22 @@ _RENEW = """
     ) AS held
     WHERE dispatch.id = held.id
     RETURNING dispatch.claim_token,
-        extract(epoch FROM statement_timestamp() - dispatch.cancel_requested_at)::float8
-"""
+        extract(epoch FROM statement_timestamp() - dispatch.cancel_requested_at)::float8,
+        CASE WHEN (
+            SELECT TRUE FROM mailbox_message
+            WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id IS NULL AND {readable} LIMIT 1
+        ) IS NOT NULL OR (
+            SELECT TRUE FROM mailbox_message
+            WHERE thread_id = dispatch.thread_id AND state = 'pending' AND run_id = dispatch.run_id AND {readable}
+            LIMIT 1
+        ) IS NOT NULL THEN (
+            SELECT pending_revision FROM mailbox_thread WHERE id = dispatch.thread_id
+        ) END
+""".replace(
+    "{readable}",
+    """NOT held AND boundary IN ('interrupt', 'next_step')
+                AND (target_run_id IS NULL OR target_run_id = dispatch.run_id)""",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +71,12 @@ class Claimed:
 
 @dataclass(frozen=True, kw_only=True)
 class Renewed:
-    """What a renewal learned of the claims: which are lost, and how many seconds ago somebody asked which to stop."""
+    """What a renewal learned of the claims: which are lost; how many seconds ago somebody asked which to stop; for
+    which something is pending that a checkpoint may read, and at what revision of all that is pending there."""
 
     lost: Collection[uuid.UUID] = ()
     cancelled: Mapping[uuid.UUID, float] = field(default_factory=dict)
+    readable: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
 
 def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uuid.UUID]) -> Claimed:
@@ -73,7 +89,7 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
     if not tokens or not agents:
         return Claimed(claims=[], has_more=False)
     runnable = Runnable.of(agents)
-    failed: set[uuid.UUID] = set()
+    failed = unreadable.passed_over()
     most, waiting = len(tokens), 0
     for width in _WIDTHS:
         limit = width + 2 * len(tokens)
@@ -90,8 +106,11 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
                     failed.add(error.thread_id)
         if threads:
             # A thread may still be due when its first run was dropped, or another head has come to the front.
+            left = unreadable.passed_over()
             still_due = any(
-                thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version) for thread in threads
+                thread.due_queue == queue and runnable.takes(thread.due_agent, thread.due_version)
+                for thread in threads
+                if thread.pk not in left
             )
             return Claimed(claims=claims, has_more=still_due or waiting > len(threads))
         if waiting < limit:
@@ -100,20 +119,23 @@ def due(*, queue: str, agents: Collection[str], worker: str, tokens: Sequence[uu
 
 
 def renew(*, tokens: Collection[uuid.UUID]) -> Renewed:
-    """Prolong the leases of these claims by a full lease from now; which were lost, and which are asked to stop.
+    """Prolong the leases of these claims by a full lease from now; which were lost, are asked to stop, have input.
 
     A token whose row somebody holds just now is not prolonged this time, and not lost.
     """
     if not tokens:
         return Renewed()
     renewed = ask(_RENEW, {"tokens": list(tokens), "seconds": conf.lease_seconds})
-    found: dict[uuid.UUID, float | None] = dict(renewed)
+    found: dict[uuid.UUID, tuple[float | None, int | None]] = {token: (asked, at) for token, asked, at in renewed}
     missing = set(tokens) - set(found)
     if missing:
         still = Dispatch.objects.claimed().filter(claim_token__in=missing)
         missing -= {token for token in still.values_list("claim_token", flat=True) if token is not None}
-    asked = {token: seconds for token, seconds in found.items() if seconds is not None}
-    return Renewed(lost=missing, cancelled=asked)
+    return Renewed(
+        lost=missing,
+        cancelled={token: seconds for token, (seconds, _) in found.items() if seconds is not None},
+        readable={token: revision for token, (_, revision) in found.items() if revision is not None},
+    )
 
 
 class _Unclaimable(Exception):
@@ -177,12 +199,14 @@ def _claim_heads(
     allowance = permits.Allowance(ours, found.limits)
     for thread, token in zip(ours, tokens, strict=False):
         dispatch = found.dispatches[thread.pk]
-        allowed = allowance.admit(dispatch)
-        if allowed is None:
-            if thread.scope in allowance.exhausted:
-                thread.block_by_scope()
-            continue
         try:
+            if not unreadable.may_start(thread, dispatch):
+                continue
+            allowed = allowance.admit(dispatch)
+            if allowed is None:
+                if thread.scope in allowance.exhausted:
+                    thread.block_by_scope()
+                continue
             claim = _claim_head(thread, dispatch, found.unread.get(thread.pk, []), worker, token, allowed)
         except (OperationalError, InterfaceError):
             raise
@@ -203,7 +227,7 @@ def _claim_head(
     permit_ids: Sequence[uuid.UUID],
 ) -> Claim | None:
     """Claim a thread's head; None if its run has nothing to read, and ends."""
-    run = dispatch.run
+    run, snapshot = dispatch.run, dispatch.run.snapshot
     move: Move | None
     started: dict[str, Any]
     if run.status == RunStatus.CREATED:
@@ -266,9 +290,9 @@ def _claim_head(
         messages=messages,
         first_seq=messages[0].seq or 1 if messages else thread.last_seq + 1,
         state=dict(run.state),
-        options=run.options,
-        metadata=run.metadata,
-        trace=run.activation.get("trace") or {},
+        options=dict(snapshot.options),
+        metadata=dict(snapshot.metadata),
+        trace=snapshot.trace,
         config=_configuration(run),
         lease_until=lease_until,
     )

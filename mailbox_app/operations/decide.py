@@ -71,7 +71,6 @@ def ticket(
             tickets.answer(
                 thread, run, asked, action=action, payload=payload, decision_id=decision_id or str(uuid7()), by=by
             )
-            hints.answered(run.pk)
         else:
             _repeated(asked, action, payload, decision_id)
     hints.tell(thread)

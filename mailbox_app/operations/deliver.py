@@ -259,7 +259,7 @@ def _post(thread: Thread, sent: _Sent) -> Delivered:
     if known is None:
         accept.queue(sent.submission, thread, durable=sent.durable)
         return Delivered(**names, is_new=True)
-    if known.activation.get("digest") != sent.durable.digest:
+    if known.shown.digest != sent.durable.digest:
         message_id = sent.submission.messages[0].client_id
         raise Conflict(f"message {message_id!r} came to thread {thread.pk} before, with another body", **names)
     return Delivered(**names, is_new=False)

@@ -51,25 +51,25 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
 
 
 def expire(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
-    """Make a queued dispatch of a run that never started a dead letter and end the run; under the fence.
+    """Make a queued dispatch that nobody can execute a dead letter and end its run with the error; under the fence.
 
-    All of its input is frozen first, so that a replay reads it.
+    All of its own input is frozen first, so that a replay reads it.
     """
     run = dispatch.run
-    own = [unread for unread in freeze.unread(thread=thread, run=run) if unread.run_id == run.pk]
+    unread = freeze.unread(thread=thread, run=run)
+    own = [message for message in unread if message.run_id == run.pk]
     freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
+    if run.status != RunStatus.CREATED:
+        close_tickets(run)
     error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
-    thread.move(
-        dispatch,
-        EXPIRE,
-        completed_at=thread.locked_at,
-        last_error=f"{code}: {message}",
-        run_status=RunStatus.DONE,
-        termination=termination,
-        error=error,
-    )
-    thread.move(run, DROP, finished_at=thread.locked_at, termination=termination, error=error)
-    emit.of_dispatch(thread, Kind.RUN_ERRORED, dispatch, termination=termination, error=error)
+    ended = {"run_status": RunStatus.DONE, "termination": termination, "error": error}
+    thread.move(dispatch, EXPIRE, completed_at=thread.locked_at, last_error=f"{code}: {message}", **ended)
+    outcome = {"termination": termination, "error": error}
+    thread.move(run, _UNEXECUTED[run.status], finished_at=thread.locked_at, **outcome, **waits.NOT_WAITING)
+    if thread.open_run_id == run.pk:
+        _leave(thread, dispatch, Kind.RUN_ERRORED, unread, **outcome)
+    else:
+        emit.of_dispatch(thread, Kind.RUN_ERRORED, dispatch, **outcome)
 
 
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
@@ -88,7 +88,7 @@ def ask(thread: Thread, dispatch: Dispatch, kind: str, *, reason: str) -> None:
     if dispatch.cancel_requested_at is None:
         thread.change(dispatch, cancel_requested_at=thread.locked_at)
         emit.of_dispatch(thread, kind, dispatch, reason=reason)
-        hints.stop(dispatch.pk)
+        hints.nudge(dispatch)
 
 
 def drop(

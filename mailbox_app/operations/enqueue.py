@@ -2,20 +2,18 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from mailbox_app import tracing
-from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Thread
-from mailbox_app.operations import append, emit, freeze, lineage
+from mailbox_app.errors import SnapshotTooNew, SnapshotUnreadable
+from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Snapshot, Thread
+from mailbox_app.operations import append, emit, freeze
 from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.operations.submission import Parent
 from mailbox_app.states import MessageState
-
-# Raise it when the shape of `Run.activation` changes; older shapes are upcast when read.
-ACTIVATION_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +27,12 @@ class RunSpec:
     available_at: datetime | None = None
     config_version: str = ""
     dedupe_key: str | None = None
+    # Of the run's `Snapshot`. `adapter`: blank is that of the origin.
     origin: str = "python"
-    options: dict[str, Any]
-    metadata: dict[str, Any]
+    adapter: str = ""
+    run_mode: str = "background"
+    options: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     # What those who may join the run are judged by, where any may: `joining.marked`.
     posted: dict[str, Any] | None = None
     parent: Parent | None = None
@@ -67,10 +68,9 @@ def run(
 
     1. the run, last in the thread's order; 2. its messages, pending; 3. its dispatch; 4. the event.
     """
-    created = _created(thread, spec, thread.take_order())
+    created = _created(thread, spec, thread.take_order(), _snapshot(spec, messages, durable).write())
     if durable is not None:
         created.pk = durable.run_id
-        created.activation["digest"] = durable.digest
     thread.insert(created)
     ids = [] if durable is None else [durable.message_id]
     appended = append.pending(thread=thread, run=created, messages=messages, delivery=delivery, ids=ids)
@@ -96,11 +96,8 @@ def unread(*, thread: Thread, ended: Run, dispatch: Dispatch, messages: Sequence
         queue=dispatch.queue,
         priority=dispatch.priority,
         max_attempts=dispatch.max_attempts,
-        origin="requeue",
-        options=ended.options,
-        metadata=ended.metadata,
     )
-    created = _created(thread, spec, left[0].position)
+    created = _created(thread, spec, left[0].position, _requeued(ended))
     thread.insert(created)
     for message in left:
         thread.change(message, run_id=created.pk, held=False)
@@ -129,7 +126,34 @@ def resume(*, thread: Thread, run: Run, after: Dispatch, at: datetime) -> Dispat
     return dispatch
 
 
-def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
+def _snapshot(spec: RunSpec, messages: Sequence[NewMessage], durable: Durable | None) -> Snapshot:
+    senders = {message.sender for message in messages}
+    return Snapshot(
+        origin=spec.origin,
+        adapter=spec.adapter or (spec.parent.adapter if spec.parent else "") or spec.origin,
+        sender=senders.pop() if len(senders) == 1 else "",
+        run_mode=spec.run_mode,
+        options=spec.options,
+        metadata=spec.metadata,
+        posted=spec.posted,
+        digest=None if durable is None else durable.digest,
+        trace=tracing.inject().get("trace", {}),
+        depth=0 if spec.parent is None else spec.parent.depth,
+        detached=spec.parent is not None and spec.parent.is_detached,
+    )
+
+
+def _requeued(ended: Run) -> dict[str, Any]:
+    """The snapshot of the run that reads what another has not: that one's, where it cannot be read unchanged."""
+    try:
+        known = ended.snapshot
+    except (SnapshotTooNew, SnapshotUnreadable):
+        activation: dict[str, Any] = ended.activation
+        return activation
+    return replace(known, origin="requeue", posted=None, digest=None, replayed_by=None).write()
+
+
+def _created(thread: Thread, spec: RunSpec, order: int, activation: dict[str, Any]) -> Run:
     return Run(
         scope=thread.scope,
         thread=thread,
@@ -138,15 +162,7 @@ def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
         dedupe_key=spec.dedupe_key,
         parent_run_id=None if spec.parent is None else spec.parent.run_id,
         order=order,
-        activation={
-            "version": ACTIVATION_VERSION,
-            "origin": spec.origin,
-            "options": spec.options,
-            "metadata": spec.metadata,
-            **({} if spec.posted is None else {"posted": spec.posted}),
-            **({} if spec.parent is None else lineage.described(spec.parent)),
-            **tracing.inject(),
-        },
+        activation=activation,
     )
 
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mailbox_app import hints
 from mailbox_app.errors import Conflict
 from mailbox_app.models import Boundary, Dispatch, Message, ReadAt, Run, TerminationType, Thread
 from mailbox_app.operations import append, emit, ending, enqueue, freeze, waits
 from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
-from mailbox_app.states import WITHDRAW, RunStatus
+from mailbox_app.states import WITHDRAW, DispatchStatus, RunStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,10 @@ def open_run(*, thread: Thread, run: Run, messages: Sequence[NewMessage], delive
         added = append.pending(
             thread=thread, run=None, messages=messages, boundary=delivery.boundary, delivery=delivery
         )
-        return Fed(messages=added, dispatch=waits.last_dispatch(run))
+        last = waits.last_dispatch(run)
+        if last.status == DispatchStatus.CLAIMED and delivery.boundary == Boundary.NEXT_STEP:
+            hints.nudge(last)
+        return Fed(messages=added, dispatch=last)
     added = append.pending(
         thread=thread,
         run=None,
@@ -53,6 +57,13 @@ def open_run(*, thread: Thread, run: Run, messages: Sequence[NewMessage], delive
     assert run.waiting is not None, "it waits"
     waits.record(thread, run, run.waiting["entry"], None)
     return Fed(messages=added, dispatch=enqueue.resume(thread=thread, run=run, after=last, at=thread.locked_at))
+
+
+def nudge(thread: Thread) -> None:
+    """Once something else than before may stand in front of what was said to it: have the executing run look again."""
+    if thread.active_run_id is not None:
+        for claimed in Dispatch.objects.of_run(thread.active_run_id).claimed():
+            hints.nudge(claimed)
 
 
 def gather(thread: Thread, run: Run) -> bool:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.db.models import Q
+
 from mailbox_app import hints
+from mailbox_app.errors import DeliveryBlockedByBarrier
 from mailbox_app.models import Boundary, Dispatch, Message, Run, TerminationType, Thread
 from mailbox_app.operations import cancel, emit, ending, enqueue, freeze, inputs
 from mailbox_app.states import SUPERSEDE, RunStatus
@@ -79,11 +82,14 @@ def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Inter
 def stop(thread: Thread, *, reason: str, holds: bool = False) -> Stopped:
     """Stop what is open or due on a fenced thread.
 
-    `holds`: hold what it leaves unread; else the caller gives that to a run of its own (`pass_on`).
+    `holds`: hold what it leaves unread; else the caller gives that to a run of its own (`pass_on`). Raises
+    DeliveryBlockedByBarrier where that run could not come next, and then nothing is stopped.
     """
     thread.flush()
     found = _look(thread)
     unread = _unread(thread, found)
+    if not holds:
+        _refuse_barred(thread, found, unread)
     is_asked = found.claimed is not None and found.claimed.cancel_requested_at is not None
     stops = bool(found.superseded) or found.waits or (found.claimed is not None and not is_asked)
     if not stops and not (holds and unread):
@@ -160,6 +166,30 @@ def _unread(thread: Thread, found: _Found) -> list[tuple[Message, Run]]:
         if freeze.is_eligible(message, boundary=Boundary.NEW_RUN, run=reader):
             unread.append((message, reader))
     return unread
+
+
+def _refuse_barred(thread: Thread, found: _Found, unread: Sequence[tuple[Message, Run]]) -> None:
+    """Refuse a run that would stand behind a barrier until somebody else's time has come.
+
+    That is one of a run scheduled for later, which is left alone; or one that the new run is to read, and nobody may
+    before what stands in front of it, which is such a run's.
+    """
+    scheduled = {dispatch.run_id for dispatch in found.restamped if dispatch.run.status == RunStatus.CREATED}
+    if not scheduled:
+        return
+    concerned = scheduled | {reader.pk for _, reader in unread}
+    passed_on = {message.pk for message, _ in unread}
+    rows = Message.objects.filter(thread=thread, held=False).pending().order_by("position", "id")
+    is_behind = False
+    for message in rows.filter(Q(run_id__in=concerned) | Q(run_id__isnull=True)):
+        is_behind = is_behind or message.run_id in scheduled
+        if message.barrier and is_behind and (message.run_id in scheduled or message.pk in passed_on):
+            raise DeliveryBlockedByBarrier(
+                f"message {message.pk} is a barrier, and read by a run that is scheduled for later, or after it",
+                thread_id=thread.pk,
+                message_id=message.pk,
+                run_id=message.run_id,
+            )
 
 
 def _met(thread: Thread, found: _Found, *, held: Sequence[uuid.UUID] = ()) -> Interruption:

@@ -6,10 +6,12 @@ ids}}. A run that was submitted, a durable one, a child and a replay carry no ma
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mailbox_app.conf import conf
-from mailbox_app.models import Dispatch, Message, Run, Thread
+from mailbox_app.errors import SnapshotTooNew, SnapshotUnreadable
+from mailbox_app.models import Dispatch, Message, Run, Snapshot, Thread
 from mailbox_app.operations import append, emit
 from mailbox_app.operations.enqueue import Queued, RunSpec
 from mailbox_app.operations.submission import Submission
@@ -51,9 +53,11 @@ def join(given: Submission, thread: Thread, spec: RunSpec) -> Queued | None:
 
 def signed(activation: dict[str, Any], *, by: str, message_ids: Sequence[uuid.UUID]) -> dict[str, Any]:
     """The activation of a run that may be joined, with who said these messages."""
-    posted = activation["posted"]
+    known = Snapshot.read(activation)
+    assert known.posted is not None, "the caller has looked"
+    posted = known.posted
     said = {**posted["by"], by: [*posted["by"].get(by, ()), *map(str, message_ids)]}
-    return {**activation, "posted": {**posted, "by": said}}
+    return replace(known, posted={**posted, "by": said}).write()
 
 
 def of_others(run: Run, messages: Sequence[Message], *, by: str | None) -> list[Message]:
@@ -67,14 +71,17 @@ def of_others(run: Run, messages: Sequence[Message], *, by: str | None) -> list[
 
 def _posted(run: Run) -> dict[str, Any] | None:
     """The run's mark; None where its snapshot cannot be read, too: that is the claim's trouble, not a caller's."""
-    return run.activation.get("posted") if isinstance(run.activation, dict) else None
+    return run.shown.posted
 
 
 def _is_alike(run: Run, spec: RunSpec) -> bool:
     """Whether the run was made as the new one would be, and for the same sender."""
-    posted = _posted(run)
-    if posted is None or spec.posted is None or posted["sender"] != spec.posted["sender"]:
+    try:
+        known = run.snapshot
+    except (SnapshotTooNew, SnapshotUnreadable):
+        return False
+    if known.posted is None or spec.posted is None or known.posted["sender"] != spec.posted["sender"]:
         return False
     is_plain = run.dedupe_key is None and run.parent_run_id is None and run.replay_of_id is None
-    made = (run.agent, run.config_version, run.options)
+    made = (run.agent, run.config_version, known.options)
     return is_plain and made == (spec.agent, spec.config_version, spec.options)

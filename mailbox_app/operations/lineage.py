@@ -4,25 +4,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mailbox_app.models import OutboxKind, Run, Thread
+from mailbox_app.models import OutboxKind, Run, Snapshot, Thread
 from mailbox_app.operations import waits
-from mailbox_app.operations.submission import Parent
 from mailbox_app.states import RunStatus
 
 # What its wait is called in the journal.
 WAIT = "wait_for_children"
-# A child that was spawned to go on also when its parent is cancelled says so in its activation.
-DETACHED = "detached"
-# How many runs are above it.
-DEPTH = "depth"
 
 # What stands for the end of a child whose row was deleted, with its thread, before it was heard of.
 _DELETED = {"status": "deleted", "termination": None, "output": None, "error": None, "agent": None, "thread_id": None}
-
-
-def described(parent: Parent) -> dict[str, Any]:
-    """What the activation of a child says of its parent."""
-    return {DEPTH: parent.depth, **({DETACHED: True} if parent.is_detached else {})}
 
 
 def outcomes(run_ids: Sequence[str]) -> list[dict[str, Any]] | None:
@@ -42,7 +32,7 @@ def cancel(thread: Thread, run: Run) -> None:
         return  # it has none
     children = Run.objects.filter(parent_run_id=run.pk).not_done().order_by("created_at", "id")
     for child_id, target_id, activation in children.values_list("pk", "thread_id", "activation"):
-        if not activation.get(DETACHED):
+        if not Snapshot.shown(activation).detached:
             thread.send(OutboxKind.CANCEL, target_id, {"run_id": str(child_id), "parent_run_id": str(run.pk)})
 
 

@@ -16,7 +16,7 @@ from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import Boundary, Dispatch, Message, Run, TerminationType, Thread
-from mailbox_app.operations import agents, emit, ending, enqueue, freeze, inputs, waits, zone
+from mailbox_app.operations import agents, emit, ending, enqueue, feed, freeze, inputs, waits, zone
 from mailbox_app.operations.enqueue import Queued
 from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
 
@@ -141,6 +141,7 @@ def retract(
         if withdrawn is not None:
             thread.move(withdrawn, WITHDRAW, completed_at=thread.locked_at, run_status=RunStatus.WAITING)
             waits.erase_record(withdrawn.run)
+        feed.nudge(thread)
     hints.tell(thread)
     return Retracted(
         thread_id=thread.pk,
@@ -188,6 +189,7 @@ def reorder(
             for row, place in moved:
                 thread.change(row, position=place, revision=row.revision + 1)
             run_ids = _move_runs(thread, rows, last)
+            feed.nudge(thread)
             thread.pending_revision += 1
             emit.of_thread(
                 thread,

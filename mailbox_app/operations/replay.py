@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -67,7 +67,8 @@ def one(*, dispatch_id: uuid.UUID, by: str, scope: str | None = None, fresh: boo
     code that has changed under it) and a dispatch with the same queue, priority and attempts; 5. events.
 
     `by` names who asked and is kept with the run's origin. Raises DeadLetterNotFound, Gone, AlreadyResolved,
-    NothingToReplay, DuplicateKey (another run holds the dead one's dedupe key), Retryable; each changes nothing.
+    NothingToReplay, SnapshotUnreadable, SnapshotTooNew, DuplicateKey (another run holds the dead one's dedupe key),
+    Retryable; each changes nothing.
     """
     by = inputs.text("by", by)
     thread_id = _find(dispatch_id, scope)
@@ -233,7 +234,7 @@ def _run(thread: Thread, dead: Run, messages: Sequence[Message], by: str) -> Run
             "message_ids": [str(message.pk) for message in messages],
         },
         state=dead.state,
-        activation={**dead.activation, "origin": "replay", "replayed_by": by},
+        activation=replace(dead.snapshot, origin="replay", posted=None, digest=None, replayed_by=by).write(),
     )
 
 

@@ -22,6 +22,8 @@ class Parent:
     depth: int
     # Whether the child goes on when its parent is cancelled.
     is_detached: bool
+    # Of the parent's snapshot.
+    adapter: str = ""
 
 
 @dataclass(kw_only=True)

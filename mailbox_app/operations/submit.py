@@ -55,7 +55,7 @@ def run(
     `config_version` names a published AgentVersion; blank: the latest one, if there is any.
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists,
-    MailboxFull, Retryable; each leaves nothing behind.
+    DeliveryBlockedByBarrier, MailboxFull, Retryable; each leaves nothing behind.
     """
     given = locals()
     return write([submission.check(**given)])[0]

@@ -46,7 +46,6 @@ def _lapse_on(thread_id: uuid.UUID) -> int:
             by_run = {ticket.run_id: ticket.run for ticket in overdue}
             for run in by_run.values():
                 tickets.lapse(thread, run, [ticket for ticket in overdue if ticket.run_id == run.pk])
-                hints.answered(run.pk)
             lapsed = len(overdue)
     for thread in threads:
         hints.tell(thread)

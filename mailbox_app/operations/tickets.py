@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from mailbox_app import hints
 from mailbox_app.models import Dispatch, JournalEntry, Run, Thread, Ticket
 from mailbox_app.operations import emit, enqueue, waits
 from mailbox_app.states import ANSWER, LAPSE, LIVE_DISPATCH, DispatchStatus
@@ -96,3 +97,5 @@ def _tell(thread: Thread, run: Run, ticket: Ticket, queued: Dispatch | None) -> 
         claimed = Dispatch.objects.of_run(run.pk).filter(status=DispatchStatus.CLAIMED).first()
     path = _DURABLE if queued is not None else _LIVE if claimed is not None else _STORED
     emit.decision_received(thread, ticket, dispatch=queued or claimed, path=path)
+    if claimed is not None:
+        hints.nudge(claimed)

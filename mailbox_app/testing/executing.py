@@ -66,7 +66,12 @@ def run_until_idle(
             if taken is not None:
                 _execute(taken)
                 ran += 1
-            elif not _go_on() and not (retries and _bring_forward(_scheduled(names).filter(_FAILED)[:1])):
+            elif not (
+                _go_on()
+                or (retries and _bring_forward(_scheduled(names).filter(_FAILED)[:1]))
+                # A backoff that has run out between these two looks was seen by neither.
+                or tick.promote()
+            ):
                 break
     if _due(None if agents is None else names):
         raise StillBusy(_told("due work is left that cannot be run here", names))

@@ -1,6 +1,7 @@
 """Interrupting and cancelling a thread over HTTP."""
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -81,4 +82,21 @@ def test_refusals_change_nothing(act: str) -> None:
     assert {name: count for name, count in make.row_counts().items() if name != "ApiToken"} == {
         name: count for name, count in before.items() if name != "ApiToken"
     }
+    assert Run.objects.count() == 1
+
+
+def test_what_a_scheduled_barrier_blocks_is_409_and_names_it() -> None:
+    api = make.api()
+    body = {"agent": "echo", "messages": [{"content": "hello"}]}
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    later = api.post("/runs", {**body, "available_at": tomorrow, "delivery": {"barrier": True}}).json()
+    wanted = {**body, "thread_id": later["thread_id"], "if_active": "interrupt"}
+    for path, sent in (
+        ("/runs", wanted),
+        (f"/threads/{later['thread_id']}/messages", {**body, "if_active": "interrupt"}),
+    ):
+        refused = api.post(path, sent)
+        problem = refused.json()
+        assert (refused.status_code, problem["code"]) == (409, "delivery_blocked_by_barrier")
+        assert (problem["message_id"], problem["run_id"]) == (later["message_ids"][0], later["run_id"])
     assert Run.objects.count() == 1

@@ -71,6 +71,19 @@ def test_every_field_arrives() -> None:
     assert (dispatch.priority, dispatch.max_attempts, dispatch.available_at) == (0, 1000, later)
     assert (message.content, message.role, message.client_id) == (content, "system", "m-1")
     assert (message.metadata, message.sender, message.visibility) == ({"a": [1, None]}, "ann", "internal")
+    shown = make.api().get(f"/runs/{run.pk}").json()
+    assert (shown["origin"], shown["adapter"], shown["sender"]) == ("rest", "rest", "ann")
+    (listed,) = make.api().get("/runs").json()["items"]
+    assert (listed["origin"], listed["adapter"], listed["sender"]) == ("rest", "rest", "ann")
+
+
+def test_a_run_whose_snapshot_cannot_be_read_is_shown_all_the_same() -> None:
+    api = make.api()
+    run_id = api.post("/runs", HELLO).json()["run_id"]
+    Run.objects.update(activation=[1])
+    shown = api.get(f"/runs/{run_id}").json()
+    assert (shown["id"], shown["origin"], shown["options"]) == (run_id, "", {})
+    assert [one["id"] for one in api.get("/runs").json()["items"]] == [run_id]
 
 
 def test_a_thread_key_names_the_same_thread_each_time() -> None:

@@ -281,11 +281,3 @@ def test_nobody_waits_live_where_nobody_can_answer(perform: Perform) -> None:
     with channel.silenced():
         claim = perform(lambda ctx: ctx.wait_for_decision("refund").payload)
     assert scene.run(claim).status == "waiting"
-
-
-def test_a_nudge_ends_the_pause_between_two_looks() -> None:
-    with channel.subscribed("answered:test") as heard:
-        heard(5.0)  # the server confirms the subscription
-        waiting = start(heard, 60.0)
-        channel.publish("answered:test", {})
-        waiting.result(20)

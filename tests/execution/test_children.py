@@ -74,6 +74,7 @@ def test_a_child_is_a_run_on_a_thread_of_its_own_below_that_of_its_parent(
     assert (child.thread.parent_id, child.scope, child.thread.scope) == (run.thread_id, "test", "test")
     assert (child.options, child.metadata, child.activation["origin"]) == ({"o": 1}, {"m": 2}, "child")
     assert Message.objects.get(run=child, role="user").sender == "probe"
+    assert (child.shown.sender, child.shown.adapter, child.shown.depth) == ("probe", run.shown.adapter, 1)
     assert child.dispatches.get().priority == 7
     assert_events(child, ["ThreadCreated", "RunQueued", "RunStarted", "MessageCommitted", "RunFinished"])
     spawned = Event.objects.get(thread_id=run.thread_id, kind="ChildRunSpawned").payload

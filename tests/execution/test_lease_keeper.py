@@ -16,6 +16,7 @@ from mailbox_app.errors import Cancelled, LeaseLost, Stop
 from mailbox_app.execution import Context, activation, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.execution.places import Places
+from mailbox_app.hints import Aim
 from mailbox_app.models import Dispatch
 from mailbox_app.operations import cancel, claim, recover, settle
 from mailbox_app.operations.ownership import Claim
@@ -61,6 +62,10 @@ def nothing() -> None:
 
 def hold(keeper: LeaseKeeper, of: Claim, stops: list[Stop]) -> Any:
     return keeper.holding(of, stop_with=stops.append, on_timeout=nothing, timeout=3600)
+
+
+def aim(of: Claim) -> Aim:
+    return Aim(of.thread_id, of.run_id, of.dispatch_id)
 
 
 def test_all_claims_of_a_process_are_renewed_by_one_statement(keeper: LeaseKeeper, renewals: Renewals) -> None:
@@ -288,15 +293,28 @@ def test_a_nudge_brings_the_renewal_of_that_claim_alone_forward(renewals: Renewa
     named, other = scene.posted_and_taken(), scene.posted_and_taken()
     stops: dict[str, list[Stop]] = {"named": [], "other": []}
     with hold(keeper, named, stops["named"]), hold(keeper, other, stops["other"]):
-        keeper.nudge(named.dispatch_id)
+        keeper.nudge(aim(named))
         until(lambda: renewals.calls == [{named.token}], "the row is asked")
         assert stops == {"named": [], "other": []}, "a nudge stops nobody: the row does"
         cancel.run(scope=scene.SCOPE, run_id=named.run_id)
-        keeper.nudge(uuid.uuid4())
-        keeper.nudge(named.dispatch_id)
+        for other_one in ("thread_id", "run_id", "dispatch_id"):
+            keeper.nudge(aim(named)._replace(**{other_one: uuid.uuid4()}))
+        keeper.nudge(aim(named))
         until(lambda: stops["named"], "the run is stopped", seconds=10)
-        keeper.nudge(named.dispatch_id)
+        keeper.nudge(aim(named))
     assert (renewals.calls, stops["other"]) == ([{named.token}] * 2, [])
+
+
+def test_a_nudge_for_another_thread_run_or_dispatch_is_nobody_s(keeper: LeaseKeeper) -> None:
+    one, nudges = scene.posted_and_taken(), []
+    with keeper.holding(
+        one, stop_with=[].append, on_timeout=nothing, timeout=3600, on_nudge=lambda: nudges.append("looks")
+    ):
+        for part in Aim._fields:
+            keeper.nudge(aim(one)._replace(**{part: uuid.uuid4()}))
+        assert nudges == []
+        keeper.nudge(aim(one))
+        assert nudges == ["looks"]
 
 
 def test_a_nudge_that_comes_before_its_claim_is_kept_is_not_lost(renewals: Renewals, settings: Any) -> None:
@@ -304,7 +322,7 @@ def test_a_nudge_that_comes_before_its_claim_is_kept_is_not_lost(renewals: Renew
     keeper, one, stops = LeaseKeeper(renewals), scene.posted_and_taken(), []
     with hold(keeper, scene.posted_and_taken(), []):
         cancel.run(scope=scene.SCOPE, run_id=one.run_id)
-        keeper.nudge(one.dispatch_id)
+        keeper.nudge(aim(one))
         with hold(keeper, one, stops):
             until(lambda: stops, "the run is stopped", seconds=10)
     assert isinstance(stops[0], Cancelled)

@@ -181,4 +181,9 @@ def test_without_the_package_everything_works() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT, name], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     found: Any = json.loads(done.stdout.splitlines()[-1])
-    assert found == ["done", "all the same", ["metadata", "options", "origin", "version"], []]
+    assert found == [
+        "done",
+        "all the same",
+        ["adapter", "metadata", "options", "origin", "run_mode", "sender", "version"],
+        [],
+    ]

@@ -13,8 +13,10 @@ from django.db import OperationalError, transaction
 
 from mailbox_app import channel, tasks
 from mailbox_app.conf import conf
-from mailbox_app.models import Dispatch, Run, Thread
-from mailbox_app.operations import cancel, claim, settle
+from mailbox_app.errors import SnapshotTooNew, SnapshotUnreadable
+from mailbox_app.models import Dispatch, Message, Run, Thread
+from mailbox_app.models.snapshot import VERSION
+from mailbox_app.operations import cancel, claim, post, replay, settle, submit, tick, unreadable
 from mailbox_app.operations.submit import Receipt
 from tests.operations import scene
 from tests.races.actors import start
@@ -56,8 +58,8 @@ def held(*of: Receipt) -> Iterator[None]:
 
 
 def bad(of: Receipt) -> Receipt:
-    """A run whose head cannot be claimed: a restored table or a raw edit made its activation a list."""
-    Run.objects.filter(pk=of.run_id).update(activation=[1])
+    """A run whose head cannot be claimed: a restored table or a raw edit made its input a list."""
+    Run.objects.filter(pk=of.run_id).update(input=[1])
     return of
 
 
@@ -89,27 +91,104 @@ SPOILED: dict[str, Any] = {
     "options are a number": {"options": 7},
     "options are a list": {"options": ["fast"]},
     "metadata are a text": {"metadata": "none"},
+    "its version is a text": {"version": "2"},
+    "its trace is no carrier": {"version": 2, "trace": {"traceparent": 7}},
 }
 
 
 @pytest.mark.parametrize("activation", SPOILED.values(), ids=SPOILED.keys())
 def test_a_run_whose_snapshot_cannot_be_read_is_not_executed_by_guess_and_goes_on_once_it_is_mended(
-    activation: Any,
+    activation: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     posted = scene.post(options={"model": "small"})
+    behind = scene.post("next", thread_id=posted.thread_id)
     whole = scene.run(posted).activation
     Run.objects.filter(pk=posted.run_id).update(activation=activation)
-    with scene.nothing_changes():
-        assert scene.take() is None
-        assert scene.take() is None, "and not taken the second time"
+    with caplog.at_level(logging.ERROR, "mailbox"):
+        assert scene.take() is None, "it is nobody's to execute"
+    facts = [record.mailbox for record in caplog.records if record.message.startswith("run.unreadable ")]
+    assert [one["run_id"] for one in facts] == [posted.run_id]
+    run, dispatch = scene.run(posted), scene.dispatch(posted)
+    assert (run.status, run.error["code"], dispatch.status) == ("done", "snapshot_unreadable", "dead_letter")
+    assert (run.started_at, dispatch.attempt_count) == (None, 0)
+    assert scene.last_event(posted).kind == "RunErrored"
+    following = scene.taken()
+    assert following.run_id == behind.run_id, "its thread goes on without it"
+    with scene.nothing_changes(), pytest.raises(SnapshotUnreadable):
+        replay.one(dispatch_id=posted.dispatch_id, by="ann")
     Run.objects.filter(pk=posted.run_id).update(activation=whole)
-    assert scene.taken().options == {"model": "small"}
+    settle.complete(following)
+    replay.one(dispatch_id=posted.dispatch_id, by="ann")
+    again = scene.taken()
+    assert (again.options, [message.content for message in again.messages]) == ({"model": "small"}, ["hello there"])
+
+
+def test_an_open_run_whose_snapshot_cannot_be_read_any_more_ends_with_what_it_was_to_read() -> None:
+    one = scene.posted_and_taken()
+    said = submit.messages(scope=scene.SCOPE, thread_id=one.thread_id, messages=["and?"], boundary="next_step")
+    settle.nack(one, code="flaky", message="again")
+    scene.make_available(one)
+    tick.promote()
+    Run.objects.filter(pk=one.run_id).update(activation=[1])
+    assert scene.take() is None
+    run, thread = scene.run(one), scene.thread(one)
+    assert (run.status, run.error["code"], scene.dispatch(one).status) == ("done", "snapshot_unreadable", "dead_letter")
+    passed_on = Message.objects.get(pk=said.message_ids[0]).run
+    assert passed_on is not None
+    assert (passed_on.pk != one.run_id, passed_on.activation, thread.open_run_id) == (True, [1], None)
+    assert scene.take() is None
+    assert Dispatch.objects.get(run=passed_on).status == "dead_letter", "nor is that one executed by guess"
+
+
+def newer(of: Receipt) -> Receipt:
+    """A run that a web process of the next release has accepted."""
+    activation = {**scene.run(of).activation, "version": VERSION + 1, "options": ["in", "another", "shape"]}
+    Run.objects.filter(pk=of.run_id).update(activation=activation)
+    return of
+
+
+def test_a_run_of_a_newer_release_is_left_to_its_workers_and_keeps_nobody_waiting(
+    queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [newer(scene.post("new")) for _ in range(3)]
+    known = scene.post("old")
+    before = [(scene.run(one), scene.dispatch(one), scene.log(one)) for one in left]
+    with caplog.at_level(logging.WARNING, "mailbox"):
+        assert [tasks.execute.apply().get() for _ in range(3)] == [1, 0, 0]
+    assert scene.run(known).status == "done"
+    facts = [record.mailbox for record in caplog.records if record.message.startswith("run.too_new ")]
+    assert sorted(one["run_id"] for one in facts) == sorted(one.run_id for one in left), "it looks once, and not again"
+    assert [(scene.run(one), scene.dispatch(one), scene.log(one)) for one in left] == before
+    assert {scene.dispatch(one).status for one in left} == {"queued"}
+
+
+def test_what_was_left_to_newer_workers_is_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    posted = scene.post()
+    whole = scene.run(posted).activation
+    newer(posted)
+    assert scene.take() is None
+    Run.objects.filter(pk=posted.run_id).update(activation=whole)
+    assert scene.take() is None
+    monkeypatch.setitem(unreadable._passed_over, posted.thread_id, 0.0)
+    assert scene.taken().run_id == posted.run_id
+
+
+def test_a_run_of_a_newer_release_is_joined_by_nobody_and_cancelled_and_shown_like_any() -> None:
+    thread_id = scene.posted_and_taken().thread_id
+    said = newer(post.to_thread(scope=scene.SCOPE, thread_id=thread_id, messages=["a"], by="ann"))
+    with scene.nothing_changes(), pytest.raises(SnapshotTooNew):
+        _ = scene.run(said).snapshot
+    other = post.to_thread(scope=scene.SCOPE, thread_id=thread_id, messages=["b"], by="ben")
+    assert other.run_id != said.run_id
+    assert (scene.run(said).options, scene.run(said).shown.adapter) == ({}, "python")
+    cancel.run(scope=scene.SCOPE, run_id=said.run_id)
+    assert scene.run(said).status == "done"
 
 
 def test_a_run_whose_snapshot_cannot_be_read_can_be_cancelled_and_frees_its_thread() -> None:
-    broken = bad(scene.post("bad"))
+    broken = scene.post("bad")
+    Run.objects.filter(pk=broken.run_id).update(activation=[1])
     behind = scene.post("good", thread_id=broken.thread_id)
-    assert scene.take() is None, "it is the head of its thread"
     cancel.run(scope=scene.SCOPE, run_id=broken.run_id)
     assert (scene.run(broken).status, scene.taken().run_id) == ("done", behind.run_id)
 

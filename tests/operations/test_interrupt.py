@@ -1,6 +1,7 @@
 """interrupt: what is due is superseded, what is open stops, what was said is held, or read by whoever interrupts."""
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mailbox_app.errors import (
     ActiveRunConflict,
     AlreadyExists,
+    DeliveryBlockedByBarrier,
     DuplicateKey,
     InvalidInput,
     LeaseLost,
@@ -16,7 +18,7 @@ from mailbox_app.errors import (
     UnknownAgent,
 )
 from mailbox_app.models import Message, Run
-from mailbox_app.operations import cancel, interrupt, pending, recover, resume, settle, submit
+from mailbox_app.operations import cancel, interrupt, pending, post, recover, resume, settle, submit
 from mailbox_app.operations.submit import Receipt
 from tests.operations import scene
 
@@ -382,3 +384,59 @@ def test_what_is_held_stays_held_when_its_thread_is_cancelled() -> None:
     scene.post("second", thread_id=first.thread_id)
     cancel.thread(scope=scene.SCOPE, thread_id=first.thread_id)
     assert held(first) == ["first"]
+
+
+def scheduled(of: Any, text: str, *, barrier: bool) -> Any:
+    at = scene.database_now() + timedelta(hours=1)
+    return scene.post(text, thread_id=of.thread_id, available_at=at, delivery={"barrier": barrier})
+
+
+def test_what_would_stand_behind_a_scheduled_barrier_is_refused_and_stops_nothing() -> None:
+    claim = scene.posted_and_taken()
+    scene.post("due", thread_id=claim.thread_id)
+    barrier = scheduled(claim, "later", barrier=True)
+    for wanted in ({"if_active": "interrupt"}, {"delivery": {"boundary": "interrupt"}}):
+        with scene.nothing_changes(), pytest.raises(DeliveryBlockedByBarrier) as refused:
+            scene.post("now", thread_id=claim.thread_id, **wanted)
+    assert refused.value.facts == {
+        "thread_id": claim.thread_id,
+        "message_id": barrier.message_ids[0],
+        "run_id": barrier.run_id,
+    }
+    with scene.nothing_changes(), pytest.raises(DeliveryBlockedByBarrier):
+        post.to_thread(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["now"], if_active="interrupt")
+    elsewhere = {"messages": ["another thread"], "agent": "echo"}
+    here = {"messages": ["now"], "thread_id": claim.thread_id, "if_active": "interrupt"}
+    with scene.nothing_changes(), pytest.raises(DeliveryBlockedByBarrier):
+        submit.many(scope=scene.SCOPE, submissions=[elsewhere, here])
+    pending.retract(scope=scene.SCOPE, thread_id=claim.thread_id, message_id=barrier.message_ids[0])
+    assert cut_in(claim, "now").status == "created"
+
+
+def test_what_would_read_a_barrier_that_waits_for_a_scheduled_run_is_refused() -> None:
+    claim = scene.posted_and_taken()
+    scheduled(claim, "later", barrier=False)
+    barrier = scene.post("due", thread_id=claim.thread_id, delivery={"barrier": True})
+    with scene.nothing_changes(), pytest.raises(DeliveryBlockedByBarrier) as refused:
+        cut_in(claim, "now")
+    assert refused.value.facts["message_id"] == barrier.message_ids[0]
+
+
+def test_a_barrier_that_the_interrupting_run_reads_itself_or_that_is_held_blocks_nobody() -> None:
+    claim = scene.posted_and_taken()
+    barrier = scene.post("due", thread_id=claim.thread_id, delivery={"barrier": True})
+    scheduled(claim, "later", barrier=False)
+    posted = cut_in(claim, "now")
+    assert Message.objects.get(pk=barrier.message_ids[0]).run_id == posted.run_id
+    settle.stopped(claim)
+    assert [message.content for message in scene.taken().messages] == ["due"]
+    other = scheduled(scene.post(), "later", barrier=True)
+    Message.objects.filter(pk=other.message_ids[0]).update(held=True)
+    assert cut_in(other, "now").status == "created"
+
+
+def test_an_interrupt_by_itself_is_blocked_by_no_barrier() -> None:
+    claim = scene.posted_and_taken()
+    barrier = scheduled(claim, "later", barrier=True)
+    assert stop(claim).run_id == claim.run_id
+    assert scene.run(barrier).status == "created"

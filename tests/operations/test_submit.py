@@ -44,8 +44,11 @@ def test_a_submission_writes_thread_run_message_dispatch_and_events() -> None:
     assert (run.scope, run.agent, run.status, run.turn, run.order) == ("acme", "echo", "created", 1, 1)
     assert (run.dedupe_key, run.termination, run.started_at) == ("order-1", None, None)
     assert run.activation == {
-        "version": 1,
+        "version": 2,
         "origin": "python",
+        "adapter": "python",
+        "sender": "",
+        "run_mode": "background",
         "options": {"temperature": 0},
         "metadata": {"origin": "test"},
     }

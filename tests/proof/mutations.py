@@ -258,7 +258,12 @@ MUTATIONS = (
     Mutation(
         "the place of what is left unread",
         f"{OPERATIONS}/enqueue.py",
-        (("_created(thread, spec, left[0].position)", "_created(thread, spec, thread.take_order())"),),
+        (
+            (
+                "_created(thread, spec, left[0].position, _requeued(ended))",
+                "_created(thread, spec, thread.take_order(), _requeued(ended))",
+            ),
+        ),
         noticed_by=("tests/operations/test_turns.py", "tests/operations/test_interrupt.py"),
     ),
     Mutation(

@@ -17,7 +17,7 @@ from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
 from mailbox_app.models import Run
 from mailbox_app.operations import limits, resume, submit
-from mailbox_app.testing import Mailbox
+from mailbox_app.testing import Mailbox, executing
 from tests import given
 from tests.operations import scene
 
@@ -96,6 +96,24 @@ def test_without_retries_the_next_attempt_stays_queued(mailbox: Mailbox, registe
     with pytest.raises(AssertionError, match=r"status 'running'.*attempts 1, last_error 'transient: Transient: later'"):
         testing.assert_run_finished(run)
     assert mailbox.run_until_idle() == 1
+
+
+def test_a_backoff_that_runs_out_between_two_looks_is_not_left(
+    mailbox: Mailbox, registered_agent: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered_agent(fails_until(2, Transient("later", retry_after=3_600)))
+    posted = submit.run(scope="test", agent="probe", messages=["go"])
+    looked = executing._go_on
+
+    def slowly() -> int:
+        found = looked()
+        if scene.dispatch(posted).attempt_count == 1:
+            scene.make_available(posted)
+        return found
+
+    monkeypatch.setattr(executing, "_go_on", slowly)
+    assert mailbox.run_until_idle() == 2
+    testing.assert_run_finished(posted)
 
 
 def test_work_whose_time_has_come_needs_no_beat(mailbox: Mailbox, registered_agent: Registered) -> None:

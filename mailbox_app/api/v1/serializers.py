@@ -101,6 +101,14 @@ class RunItemSerializer(serializers.Serializer[Run]):
     )
     resume_at = Instant(allow_null=True)
     metadata = Object()
+    origin = serializers.CharField(
+        source="shown.origin",
+        help_text="The door it was asked for at (`rest`, `python`), or what made it (`durable`, `requeue`, `replay`).",
+    )
+    adapter = serializers.CharField(
+        source="shown.adapter", help_text="The door at which the intent came in first, whatever made this run of it."
+    )
+    sender = serializers.CharField(source="shown.sender", help_text="Of its messages; blank where they differ.")
     dedupe_key = serializers.CharField(allow_null=True)
     parent_run_id = serializers.UUIDField(allow_null=True, help_text="The run that has spawned it.")
     replay_of_id = serializers.UUIDField(allow_null=True)

@@ -107,6 +107,30 @@ def polls(ctx: Context) -> None:
             time.sleep(0.05)
 
 
+@agent("workload.listens")
+def listens(ctx: Context) -> None:
+    """Say what is answered to its `asks` questions, and then what is said to it, as soon as it hears of it."""
+    with _telling(ctx):
+        for number in range(ctx.options.get("asks", 0)):
+            _tell(ctx, "answered", text=ctx.wait_for_decision(f"question-{number}").payload)
+        while True:
+            ctx.sleep(600)
+            for message in ctx.checkpoint():
+                _tell(ctx, "heard", text=message.text)
+
+
+@agent("workload.listens_async")
+async def listens_async(ctx: AsyncContext) -> None:
+    """`listens`, on the event loop."""
+    with _telling(ctx):
+        for number in range(ctx.options.get("asks", 0)):
+            _tell(ctx, "answered", text=(await ctx.await_for_decision(f"question-{number}")).payload)
+        while True:
+            await ctx.asleep(600)
+            for message in await ctx.acheckpoint():
+                _tell(ctx, "heard", text=message.text)
+
+
 @agent("workload.ignores")
 def ignores(ctx: Context) -> None:
     """Heed nothing until the file `gate` exists."""
