@@ -110,7 +110,7 @@ class Talking:
         answer = self.live.stack.request(method, path, body=body, seconds=3 * SLACK_SECONDS)
         if answer.status in _REFUSED:
             self.refused += 1
-            if answer.json.get("code") == "already_consumed":
+            if answer.json.get("code") == "already_consumed" and method in ("PATCH", "DELETE"):
                 self.told.append({"what": "consumed", "message": path.split("?")[0].rpartition("/")[2]})
             return None
         assert answer.status in (200, 201, 202), f"{method} {path}: {answer.status} {answer.text}"
