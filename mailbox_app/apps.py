@@ -13,6 +13,8 @@ class MailboxConfig(AppConfig):
     def ready(self) -> None:
         from mailbox_app import checks, metrics, tracing
         from mailbox_app.execution import registry
+        from mailbox_app.models import outbox_written
+        from mailbox_app.operations import children, deliver
 
         # Workers and web servers run no system checks, or ignore what they find; this one no process may ignore.
         for finding in checks.check_settings():
@@ -20,4 +22,6 @@ class MailboxConfig(AppConfig):
                 raise ImproperlyConfigured(f"{finding.id}: {finding.msg} {finding.hint}")
         metrics.connect()
         tracing.connect()
+        outbox_written.connect(deliver.at_once)
+        outbox_written.connect(children.at_once)
         registry.autodiscover()

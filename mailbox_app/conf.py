@@ -82,6 +82,10 @@ class Settings:
     max_deliveries: int = _setting(
         10, "failed deliveries of a message to another thread after which it is a dead letter", least=1, most=1000
     )
+    max_children: int = _setting(1_000, "runs that one run may spawn", least=1, most=100_000)
+    max_child_depth: int = _setting(
+        16, "runs that may stand above one another, each spawned by the one above", least=1, most=1_000
+    )
     max_lost: int = _setting(5, "lost leases after which a dispatch is a dead letter", least=1, most=1000)
     retry_delay_seconds: float = _setting(0.25, "backoff after the first failure; doubles with each", least=0)
     max_retry_delay_seconds: float = _setting(30.0, "longest backoff", least=0)

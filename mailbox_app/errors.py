@@ -172,6 +172,12 @@ class ThreadBusy(Conflict):
     code = "thread_busy"
 
 
+class ThreadHasChildren(Conflict):
+    """Threads of child runs are below the thread, and it was to be deleted only without them."""
+
+    code = "thread_has_children"
+
+
 class NotScheduled(Conflict):
     """The run has nothing queued that could start now: it is executing, waits for somebody, or is done."""
 

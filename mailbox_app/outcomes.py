@@ -46,7 +46,7 @@ class Suspended:
 
     It ends at `until`, or `seconds` after it has begun (neither: the setting `wait_ttl_seconds`); a rate limit is then
     over, any other wait has expired. `entry` names the wait in the journal: name, key, n, arguments_hash. A wait for
-    answers names its tickets instead, each of which has an end of its own.
+    answers names its tickets instead, each of which has an end of its own; one for child runs names those besides.
     """
 
     reason: str
@@ -56,6 +56,7 @@ class Suspended:
     until: datetime | None = None
     entry: Mapping[str, Any] = field(default_factory=dict)
     ticket_ids: Sequence[str] = ()
+    child_run_ids: Sequence[str] = ()
 
 
 Outcome = Finished | Retry | Failed | Stopped | Suspended

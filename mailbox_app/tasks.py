@@ -27,7 +27,7 @@ from mailbox_app.execution.standby import Pass, Standby
 from mailbox_app.exposer import Exposer
 from mailbox_app.flower import flower
 from mailbox_app.models import Maintenance
-from mailbox_app.operations import claim, deliver, limits, missing, permits, prune, recover, tick
+from mailbox_app.operations import children, claim, deliver, limits, missing, permits, prune, recover, tick
 from mailbox_app.signals import gc_done
 from mailbox_app.telemetry import observe
 
@@ -53,11 +53,11 @@ def renew_leases(tokens: Collection[uuid.UUID] = (), **_: Any) -> claim.Renewed:
 
 @shared_task(name="mailbox.due_tick", ignore_result=True, send_events=False)
 def due_tick(**_: Any) -> None:
-    """Promote work whose time has come, end waits that are over, let start what limits have kept and keep no more."""
+    """Promote work whose time has come, end waits that are over, run errands, let start what limits keep no more."""
     _drop_broken_connection()
     # Questions first: a run whose questions lapse goes on, also when its wait is over by now.
     ends = (tick.promote, tick.expire_tickets, tick.expire_waits)
-    _pass("due_tick", conf.due_tick_seconds, *ends, permits.release_some, _let_start)
+    _pass("due_tick", conf.due_tick_seconds, *ends, children.batch, permits.release_some, _let_start)
 
 
 @shared_task(name="mailbox.sweep", ignore_result=True, send_events=False)

@@ -16,13 +16,14 @@ from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thre
 
 
 def explanation(run: Run) -> Sequence[sections.Section]:
-    """What explains a run at a glance: its activations, journal, questions, events and messages."""
+    """What explains a run at a glance: its activations, journal, questions, children, events and messages."""
     # A message is found by its thread: it has no index on the run that wrote it.
     spoken = Message.objects.filter(Q(run_id=run.pk) | Q(producer_run_id=run.pk), thread_id=run.thread_id)
     return (
         sections.dispatches(Dispatch.objects.of_run(run.pk), search=run.pk),
         sections.journal(run.pk),
         sections.tickets(run.pk),
+        sections.runs(Run.objects.filter(parent_run=run.pk), search=run.pk, title="Child runs"),
         sections.timeline(Event.objects.filter(run_id=run.pk), since=run.created_at, search=run.pk),
         sections.messages(spoken, search=run.thread_id),
     )
@@ -51,7 +52,7 @@ class RunAdmin(ActingAdmin):
     }
     # What is queued is listed by its dispatches, which have indexes for it.
     list_filter = (words("open", "done"), age("created_at"))
-    searched_ids = ("pk", "thread_id")
+    searched_ids = ("pk", "thread_id", "parent_run_id")
     searched_thread = "thread_id"
     fieldsets = (
         (

@@ -67,10 +67,10 @@ def _last(newest_first: Any) -> Callable[[], tuple[list[Any], bool]]:
     return read
 
 
-def runs(rows: Any, *, search: object) -> Section:
-    """Runs in the order of their thread."""
+def runs(rows: Any, *, search: object, title: str = "Runs") -> Section:
+    """Runs in the order of their thread; of several threads, in the order they were made."""
     return Section(
-        "Runs",
+        title,
         Run,
         ("run", "agent", "status", "turn", "error", "created", "finished"),
         _last(

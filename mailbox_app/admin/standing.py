@@ -46,6 +46,9 @@ class Standing:
         if waiting:
             says = f": {render.cell(str(waiting['message']))}" if waiting.get("message") else ""
             yield f"Waits for {waiting.get('reason', 'somebody')}{says}"
+            if waiting.get("child_run_ids"):
+                still = Run.objects.filter(pk__in=waiting["child_run_ids"]).not_done().order_by("created_at", "id")
+                yield format_html("Child runs still to end: {}", lineage(still))
             if self._run.resume_at is not None:
                 yield f"Resumes {render.when(self._run.resume_at)}"
             if self._run.wait_until is not None:
@@ -138,7 +141,7 @@ def _ended(run: Run) -> str:
     return ", ".join(words)
 
 
-def lineage(rows: Any) -> str | SafeString:
-    """Links to up to ten runs."""
-    links = [(render.link_id(Run, pk),) for pk in rows.values_list("pk", flat=True)[:10]]
+def lineage(rows: Any, *, of: type[Run] | type[Thread] = Run) -> str | SafeString:
+    """Links to up to ten runs, or threads."""
+    links = [(render.link_id(of, pk),) for pk in rows.values_list("pk", flat=True)[:10]]
     return format_html_join(", ", "{}", links) or render.NOTHING

@@ -10,7 +10,7 @@ from mailbox_app.admin import render, sections
 from mailbox_app.admin.acting import ActingAdmin
 from mailbox_app.admin.acts import PAUSE, RESUME
 from mailbox_app.admin.base import age
-from mailbox_app.admin.standing import held_up, kept
+from mailbox_app.admin.standing import held_up, kept, lineage
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
 from mailbox_app.operations import limits, pauses
 
@@ -30,6 +30,7 @@ class ThreadAdmin(ActingAdmin):
                 "fields": (
                     ("key", "scope", "title"),
                     ("open_run", "active_run", "latest_run"),
+                    ("parent_link", "child_threads"),
                     ("due", "due_agent", "wakes_at", "blocked_reason"),
                     "held_up",
                     "kept",
@@ -42,7 +43,7 @@ class ThreadAdmin(ActingAdmin):
             {
                 "classes": ("collapse",),
                 "fields": (
-                    ("id", "parent", "epoch", "claim_count"),
+                    ("id", "epoch", "claim_count"),
                     ("last_seq", "last_cursor", "pruned_cursor"),
                     ("next_order", "pending_revision"),
                     "metadata",
@@ -79,6 +80,16 @@ class ThreadAdmin(ActingAdmin):
     def latest_run(self, thread: Thread) -> Any:
         """The run queued or started last."""
         return render.link_id(Run, thread.latest_run_id)
+
+    @admin.display(description="parent thread")
+    def parent_link(self, thread: Thread) -> Any:
+        """The thread whose run has spawned this one's first."""
+        return render.link_id(Thread, thread.parent_id)
+
+    @admin.display(description="child threads")
+    def child_threads(self, thread: Thread) -> Any:
+        """Where the child runs of its runs are, the latest first."""
+        return lineage(Thread.objects.filter(parent=thread.pk).order_by("-created_at", "-id"), of=Thread)
 
     @admin.display(description="due")
     def due(self, thread: Thread) -> str:

@@ -3,10 +3,10 @@
 import uuid
 from collections.abc import Callable, Sequence
 
-from mailbox_app.doctor import flags, history, late, permits, running, schema, server, standing, walk
+from mailbox_app.doctor import children, flags, history, late, permits, running, schema, server, standing, walk
 from mailbox_app.doctor.findings import Check, Report
 
-LOOKS: tuple[walk.Look, ...] = (*standing.LOOKS, *history.LOOKS, *late.LOOKS, *permits.LOOKS)
+LOOKS: tuple[walk.Look, ...] = (*standing.LOOKS, *history.LOOKS, *late.LOOKS, *permits.LOOKS, *children.LOOKS)
 # In the order in which they are looked for. The system checks have a list of their own.
 CHECKS: tuple[Check, ...] = (*schema.CHECKS, *LOOKS, *flags.CHECKS, *permits.CHECKS, *running.CHECKS, *server.CHECKS)
 

@@ -14,6 +14,7 @@ from mailbox_app.execution.asking import Asking
 from mailbox_app.execution.contract import IncomingMessage
 from mailbox_app.execution.journal import Journal
 from mailbox_app.execution.live import LiveText
+from mailbox_app.execution.spawning import Spawning
 from mailbox_app.models import Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, deliver, inputs, waits
 from mailbox_app.operations.ownership import Claim
@@ -28,7 +29,7 @@ _MOST_MESSAGE = 2_000
 _LONGEST_SECONDS = 366 * 86_400
 
 
-class Context(Asking):
+class Context(Asking, Spawning):
     """One activation of one run, as its agent sees it.
 
     The agent runs its turn from the top at every attempt, with the same `messages`. A verb that was completed before
@@ -44,6 +45,7 @@ class Context(Asking):
         self._handed_over = 0
         self._must_hand_over = claim.replays
         self._live = LiveText(claim)
+        self._children: list[str] = []
         self.messages = [IncomingMessage.of(message) for message in claim.messages]
         self.state: dict[str, Any] = claim.state
 

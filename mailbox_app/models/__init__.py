@@ -9,6 +9,7 @@ from mailbox_app.models.journal import JournalEntry
 from mailbox_app.models.limit import Limit, LimitKind, Permit
 from mailbox_app.models.message import Boundary, Granularity, Message, ReadAt, Role, Visibility
 from mailbox_app.models.outbox import Outbox, OutboxKind
+from mailbox_app.models.outbox import written as outbox_written
 from mailbox_app.models.pause import Pause, PauseKind
 from mailbox_app.models.ready import BlockedReason
 from mailbox_app.models.run import Run, TerminationType
@@ -53,6 +54,7 @@ __all__ = [
     "ask",
     "columns",
     "loader",
+    "outbox_written",
     "read",
     "token_digest",
     "uuid7",

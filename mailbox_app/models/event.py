@@ -26,6 +26,9 @@ class Kind(models.TextChoices):
     MESSAGE_COMMITTED = "MessageCommitted"
     MESSAGE_RETRACTED = "MessageRetracted"
     MESSAGE_REQUEUED = "MessageRequeued"
+    # On the thread of the run that spawned it.
+    CHILD_SPAWNED = "ChildRunSpawned"
+    CHILD_ENDED = "ChildRunEnded"
     DELIVERY_FAILED = "DeliveryFailed"
     RUN_FINISHED = "RunFinished"
     RUN_ERRORED = "RunErrored"

@@ -1,27 +1,41 @@
 """One effect on another thread, written in the own transaction and applied later under the other thread's fence."""
 
+from typing import TYPE_CHECKING
+
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.dispatch import Signal
 
 from mailbox_app.models.base import Moving, MovingQuerySet, iff, uuid7
-from mailbox_app.models.thread import Thread
 from mailbox_app.states import OutboxStatus
+
+if TYPE_CHECKING:
+    import uuid
+
+# After the transaction that wrote outbox rows, which are `rows`: for who carries them. Lost: the sweep finds them.
+written = Signal()
 
 
 class OutboxKind(models.TextChoices):
+    """What is to be done to the target: post a message; tell it that a child run has ended; cancel a child run."""
+
     MESSAGE = "message"
     WAKE = "wake"
     CANCEL = "cancel"
 
 
+# What is in nobody's way, and has nothing to wait for.
+ERRANDS = (OutboxKind.WAKE, OutboxKind.CANCEL)
+
+
 class Outbox(Moving):
-    """One effect on another thread, in order per (source thread, target)."""
+    """One effect on another thread; messages in order per (source thread, target), wakes and cancels in none."""
 
     NOUN = "outbox"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    source_thread = models.ForeignKey(Thread, on_delete=models.CASCADE, related_name="outbox", db_index=False)
+    source_thread = models.ForeignKey("mailbox.Thread", on_delete=models.CASCADE, related_name="outbox", db_index=False)
     # The target may not exist, or be gone: delivery finds out.
     target_thread_id = models.UUIDField()
     kind = models.CharField(max_length=20, choices=OutboxKind.choices)
@@ -34,6 +48,9 @@ class Outbox(Moving):
     completed_at = models.DateTimeField(null=True, blank=True)
 
     objects = MovingQuerySet["Outbox"].as_manager()
+
+    if TYPE_CHECKING:
+        source_thread_id: uuid.UUID
 
     class Meta:
         verbose_name_plural = "outbox"
@@ -58,6 +75,11 @@ class Outbox(Moving):
                 fields=["source_thread", "target_thread_id", "order"],
                 condition=Q(status=OutboxStatus.PENDING),
                 name="outbox_in_order",
+            ),
+            models.Index(
+                fields=["available_at", "id"],
+                condition=Q(status=OutboxStatus.PENDING, kind__in=ERRANDS),
+                name="outbox_errands",
             ),
             models.Index(fields=["completed_at", "id"], condition=Q(completed_at__isnull=False), name="outbox_ended"),
         ]

@@ -13,9 +13,11 @@ from django.db.models.functions import Now
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models.base import Moving, not_blank, uuid7
 from mailbox_app.models.limit import Permit
+from mailbox_app.models.outbox import Outbox, OutboxKind, written
 from mailbox_app.models.ready import FLAG, ReadyFlag
 from mailbox_app.models.writes import Writes, columns, read
-from mailbox_app.states import DispatchStatus, Move
+from mailbox_app.states import DispatchStatus, Move, RunStatus
+from mailbox_app.telemetry import after_commit
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
@@ -161,11 +163,14 @@ class Thread(ReadyFlag):
         messages: "RelatedManager[Message]"
         runs: "RelatedManager[Run]"
         events: "RelatedManager[Event]"
+        parent_id: uuid.UUID | None
 
     # Set by the fence.
     became_due: bool = False
     # Permits that were given back under it.
     given_back: list[uuid.UUID]
+    # Outbox rows that were written under it.
+    _sent: list[Outbox]
     _writes: Writes
     _locked: dict[str, Any]
     _locked_at: datetime | None = None
@@ -231,6 +236,21 @@ class Thread(ReadyFlag):
     def insert(self, row: models.Model) -> None:
         """Have the fence write a new row of this thread's; only under the fence."""
         self._writes.insert(row)
+        if isinstance(row, Outbox):
+            self._sent.append(row)
+
+    def send(self, kind: OutboxKind, target_thread_id: uuid.UUID, payload: dict[str, Any]) -> Outbox:
+        """Have the fence write an effect on another thread, and whoever carries it hear of it after the commit."""
+        row = Outbox(
+            source_thread=self,
+            target_thread_id=target_thread_id,
+            kind=kind,
+            order=self.take_order(),
+            available_at=self.locked_at,
+            payload=payload,
+        )
+        self.insert(row)
+        return row
 
     def change(self, row: models.Model, **values: Any) -> None:
         """Have the fence write these attributes of a row, none of them its status; only under the fence."""
@@ -249,7 +269,15 @@ class Thread(ReadyFlag):
         if move.source == DispatchStatus.CLAIMED and (held := getattr(row, "permit_ids", None)):
             values["permit_ids"] = None
             self._give_back(held)
+        if move.noun == "run" and move.target == RunStatus.DONE:
+            self._tell_parent(row.pk, getattr(row, "parent_run_id", None))
         self._writes.change(row, {**values, row.STATUS_FIELD: move.target}, source=move.source)
+
+    def _tell_parent(self, run_id: uuid.UUID, parent_run_id: uuid.UUID | None) -> None:
+        """Have the run that waits for this one hear of its end, by whatever path it came."""
+        if parent_run_id is not None and self.parent_id is not None:
+            facts = {"run_id": str(parent_run_id), "child_run_id": str(run_id)}
+            self.send(OutboxKind.WAKE, self.parent_id, facts)
 
     def _give_back(self, permit_ids: Sequence[str]) -> None:
         for permit_id in permit_ids:
@@ -268,7 +296,7 @@ class Thread(ReadyFlag):
         return event
 
     def _enter(self, writes: Writes) -> None:
-        self._writes, self._is_judged, self.given_back = writes, False, []
+        self._writes, self._is_judged, self.given_back, self._sent = writes, False, [], []
         self._locked = {name: getattr(self, name) for name in _FENCED_FIELDS}
 
     def _write(self) -> None:
@@ -296,3 +324,10 @@ def _leave(threads: list[Thread], writes: Writes) -> None:
     for thread in threads:
         thread._write()
     writes.flush()
+    sent = [row for thread in threads for row in thread._sent]
+    if sent:
+        after_commit(_tell_carriers, sent)
+
+
+def _tell_carriers(rows: list[Outbox]) -> None:
+    written.send_robust(sender=Outbox, rows=rows)

@@ -96,6 +96,7 @@ def _spec(given: Submission, thread: Thread, latest_version: Callable[[str], str
         options=given.options,
         metadata=given.metadata,
         posted=joining.mark(given),
+        parent=given.parent,
     )
 
 

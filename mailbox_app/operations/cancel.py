@@ -61,15 +61,21 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "", by: str | None = Non
         raise RunNotFound(f"run not found: {run_id}", run_id=run_id)
     with Thread.objects.fence(thread_id, scope=scope) as thread:
         found = Run.objects.get(pk=run_id)
-        if found.status == RunStatus.DONE:
-            return _receipt(found, Outcome.ALREADY_DONE)
-        claimed = Dispatch.objects.of_run(found.pk).claimed().first()
-        if claimed is not None:
-            ending.ask(thread, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
-            return _receipt(found, Outcome.REQUESTED)
-        _end(thread, found, reason, by=by)
+        outcome = fenced(thread, found, reason=reason, by=by)
     hints.tell(thread)
-    return _receipt(Run.objects.get(pk=found.pk), Outcome.CANCELLED)
+    return _receipt(Run.objects.get(pk=found.pk) if outcome == Outcome.CANCELLED else found, outcome)
+
+
+def fenced(thread: Thread, found: Run, *, reason: str, by: str | None = None) -> Outcome:
+    """`run`, under the fence."""
+    if found.status == RunStatus.DONE:
+        return Outcome.ALREADY_DONE
+    claimed = Dispatch.objects.of_run(found.pk).claimed().first()
+    if claimed is not None:
+        ending.ask(thread, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
+        return Outcome.REQUESTED
+    _end(thread, found, reason, by=by)
+    return Outcome.CANCELLED
 
 
 def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Cleared:

@@ -12,7 +12,7 @@ from typing import Any
 from django.db import transaction
 
 from mailbox_app.errors import Cancelled, ReplayMismatch
-from mailbox_app.models import Boundary, Dispatch, JournalEntry, Message, Outbox, OutboxKind, Run, Thread, Ticket
+from mailbox_app.models import Boundary, Dispatch, JournalEntry, Message, OutboxKind, Run, Thread, Ticket
 from mailbox_app.operations import append, emit, freeze, reread
 from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
 
@@ -120,18 +120,24 @@ def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payloa
     with transaction.atomic():
         target_id = target()
         with proved(claim) as (thread, dispatch):
-            row = Outbox(
-                source_thread=thread,
-                target_thread_id=target_id,
-                kind=OutboxKind.MESSAGE,
-                order=thread.take_order(),
-                available_at=thread.locked_at,
-                payload=payload,
-            )
-            thread.insert(row)
+            row = thread.send(OutboxKind.MESSAGE, target_id, payload)
             names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
             facts = {name: str(value) for name, value in names.items()}
             return _effect(thread, dispatch.run, claim, entry, facts)
+
+
+def spawn(claim: Claim, entry: Record, *, child: Callable[[Thread, Run], dict[str, str]]) -> dict[str, str]:
+    """Make a child run on a thread of its own, by `child`, with the journal entry; returns what that tells of it.
+
+    All in one transaction: nobody knows the new thread yet, so it is waited for by nobody. Raises Cancelled when
+    somebody asked the run to stop: what it spawned then would outlive it.
+    """
+    with owned(claim) as (thread, dispatch):
+        if dispatch.cancel_requested_at is not None:
+            raise Cancelled(f"run {claim.run_id} was cancelled")
+        facts = child(thread, dispatch.run)
+        emit.child_spawned(thread, dispatch, **facts)
+        return _effect(thread, dispatch.run, claim, entry, facts)
 
 
 def ask(claim: Claim, questions: Sequence[Question]) -> list[Ticket]:

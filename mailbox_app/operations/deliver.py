@@ -10,22 +10,21 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from django.db import IntegrityError, InterfaceError, connection, transaction
-from django.db.models.functions import Now
+from django.db import IntegrityError, connection, transaction
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.errors import Conflict, Gone, NotFound, Refused, ThreadNotFound
-from mailbox_app.models import Outbox, Run, Thread, Visibility, columns, read
-from mailbox_app.operations import accept, checkpoint, emit, enqueue, inputs, keys, settle, submission, submit
+from mailbox_app.errors import Conflict, Gone, ThreadNotFound
+from mailbox_app.models import Outbox, OutboxKind, Run, Thread, Visibility, columns, read
+from mailbox_app.operations import accept, checkpoint, enqueue, inputs, keys, outbox, submission, submit
 from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.states import ABANDON, DELIVER, OutboxStatus
+from mailbox_app.states import DELIVER
 from mailbox_app.telemetry import observe
 
 # The first of each pair (source, target) that is due. What stands behind a row that backs off is not due either.
@@ -121,9 +120,7 @@ def send(
             return thread_id
         return keys.of_threads(claim.scope, [thread_key])[thread_key]
 
-    written = checkpoint.send(claim, entry, target=target, payload=payload)
-    transaction.on_commit(lambda: _at_once(claim.thread_id, uuid.UUID(written["thread_id"])))
-    return written
+    return checkpoint.send(claim, entry, target=target, payload=payload)
 
 
 def batch() -> int:
@@ -143,12 +140,17 @@ def batch() -> int:
     return ended
 
 
-def _at_once(source_id: uuid.UUID, target_id: uuid.UUID) -> None:
-    """Deliver what is pending between the two, as well as it goes. Lost with the process: the sweep delivers."""
-    try:
-        _between(source_id, target_id, most=conf.batch_size)
-    except Exception as error:  # the agent that sent is not to fail of it
-        observe("delivery.left", level=logging.WARNING, thread_id=source_id, error=type(error).__name__)
+def at_once(sender: Any, *, rows: Sequence[Outbox], **_: Any) -> None:
+    """Deliver what has just been written to be sent, as well as it goes; lost with the process: the sweep delivers.
+
+    A receiver of `models.outbox_written`.
+    """
+    pairs = {(row.source_thread_id, row.target_thread_id) for row in rows if row.kind == OutboxKind.MESSAGE}
+    for source_id, target_id in sorted(pairs):
+        try:
+            _between(source_id, target_id, most=conf.batch_size)
+        except Exception as error:  # whoever sent it is not to fail of it
+            observe("delivery.left", level=logging.WARNING, thread_id=source_id, error=type(error).__name__)
 
 
 def _between(source_id: uuid.UUID, target_id: uuid.UUID, *, most: int) -> int:
@@ -156,7 +158,7 @@ def _between(source_id: uuid.UUID, target_id: uuid.UUID, *, most: int) -> int:
     ended = 0
     while ended < most:
         row, scope, is_due = _first(source_id, target_id) or (None, "", False)
-        if row is None or not is_due or not _end(row, scope):
+        if row is None or not is_due or not outbox.end(row, partial(_deliver, row, scope)):
             break
         ended += 1
     return ended
@@ -167,19 +169,6 @@ def _first(source_id: uuid.UUID, target_id: uuid.UUID) -> tuple[Outbox, str, boo
     for row, scope, is_due in read(Outbox, sql, {"source": source_id, "target": target_id}):
         return row, scope, is_due
     return None
-
-
-def _end(row: Outbox, scope: str) -> bool:
-    """Deliver the row, or give it up; False if it is still pending."""
-    try:
-        return _deliver(row, scope)
-    except Refused as refusal:
-        return _fail(row, code=refusal.code, message=refusal.message, is_final=True)
-    except InterfaceError:
-        raise
-    except Exception as error:  # whatever it is: the rows of other threads must not wait for it
-        observe("delivery.failed", level=logging.WARNING, outbox_id=row.pk, error=type(error).__name__)
-        return _fail(row, code="undeliverable", message=f"delivery failed: {type(error).__name__}", is_final=False)
 
 
 def _deliver(row: Outbox, scope: str) -> bool:
@@ -221,31 +210,6 @@ def _refuse_missing(thread: Thread | None, thread_id: uuid.UUID) -> None:
         raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
     if thread.deleted_at is not None:
         raise Gone(f"thread {thread_id} was deleted at {thread.deleted_at.isoformat()}", thread_id=thread_id)
-
-
-def _fail(row: Outbox, *, code: str, message: str, is_final: bool) -> bool:
-    """Count a failed delivery: a dead letter with an event on the source thread, or another try later (False)."""
-    is_final = is_final or row.attempt_count + 1 >= conf.max_deliveries
-    try:
-        with Thread.objects.fence(row.source_thread_id) as source:
-            # Who delivers holds another fence: the row itself decides who of the two was first.
-            locked = Outbox.objects.select_for_update(no_key=True, of=("self",)).filter(pk=row.pk).first()
-            if locked is None or locked.status != OutboxStatus.PENDING or locked.attempt_count != row.attempt_count:
-                return locked is None or locked.status != OutboxStatus.PENDING
-            counted = {"attempt_count": locked.attempt_count + 1, "last_error": f"{code}: {message}"}
-            if is_final:
-                source.move(locked, ABANDON, completed_at=source.locked_at, **counted)
-                emit.delivery_failed(source, locked, code=code, message=message)
-            else:
-                delay = timedelta(seconds=settle.backoff(locked.attempt_count + 1))
-                source.change(locked, available_at=source.locked_at + delay, **counted)
-    except (NotFound, Gone):  # nobody is left to be told
-        Outbox.objects.filter(pk=row.pk).move(ABANDON, completed_at=Now(), last_error=f"{code}: {message}")
-        return True
-    if is_final:
-        facts = {"outbox_id": row.pk, "thread_id": row.source_thread_id, "code": code}
-        observe("delivery.abandoned", level=logging.WARNING, **facts)
-    return is_final
 
 
 def _checked(

@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thread, Ticket, Visibility
+from mailbox_app.states import RunStatus
 from mailbox_app.telemetry import observe_on_commit
 
 # Beside `Kind`: what people did to a thread, a run or a dead letter.
@@ -184,6 +185,30 @@ def message_retracted(thread: Thread, message: Message, run: Run | None) -> Even
             correlation_id=str(message.pk if run is None else run.pk),
         )
     )
+
+
+def child_spawned(thread: Thread, dispatch: Dispatch, *, run_id: str, thread_id: str, **facts: Any) -> Event:
+    """A run has spawned a child."""
+    told = {"child_run_id": run_id, "child_thread_id": thread_id, **facts}
+    return of_dispatch(thread, Kind.CHILD_SPAWNED, dispatch, **told)
+
+
+def child_ended(thread: Thread, parent: Run | None, child_run_id: str, child: Run | None) -> Event:
+    """A run that was spawned from this thread has ended; None: its row is gone.
+
+    An event of the parent, or of the thread alone once the parent is done, which then says nothing more.
+    """
+    payload = {
+        "thread_id": str(thread.pk),
+        "run_id": None if parent is None else str(parent.pk),
+        "child_run_id": child_run_id,
+        "child_thread_id": None if child is None else str(child.thread_id),
+        "agent": None if child is None else child.agent,
+        "termination": None if child is None else child.termination,
+        "error": None if child is None else child.error,
+    }
+    of = None if parent is None or parent.status == RunStatus.DONE else parent.pk
+    return thread.record(Event(run_id=of, kind=Kind.CHILD_ENDED, payload=payload, correlation_id=child_run_id))
 
 
 def delivery_failed(thread: Thread, row: Outbox, *, code: str, message: str) -> Event:

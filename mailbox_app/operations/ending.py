@@ -5,12 +5,13 @@ from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.models import UNCLAIMED, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread, Ticket
-from mailbox_app.operations import emit, enqueue, freeze, waits
+from mailbox_app.operations import emit, enqueue, freeze, lineage, waits
 from mailbox_app.states import (
     CLOSE,
     DEAD_LETTER,
     DROP,
     END_WAIT,
+    EXPIRE,
     FINISH,
     RETRACT,
     STOP,
@@ -49,12 +50,35 @@ def bury(thread: Thread, dispatch: Dispatch, *, code: str, message: str, detail:
     finish(thread, dispatch, Kind.RUN_ERRORED, unread, termination=termination, error=error)
 
 
+def expire(thread: Thread, dispatch: Dispatch, *, code: str, message: str) -> None:
+    """Make a queued dispatch of a run that never started a dead letter and end the run; under the fence.
+
+    All of its input is frozen first, so that a replay reads it.
+    """
+    run = dispatch.run
+    own = [unread for unread in freeze.unread(thread=thread, run=run) if unread.run_id == run.pk]
+    freeze.number(thread=thread, run=run, messages=own, read_at=ReadAt.START)
+    error, termination = {"code": code, "message": message}, {"type": TerminationType.ERROR, "detail": code}
+    thread.move(
+        dispatch,
+        EXPIRE,
+        completed_at=thread.locked_at,
+        last_error=f"{code}: {message}",
+        run_status=RunStatus.DONE,
+        termination=termination,
+        error=error,
+    )
+    thread.move(run, DROP, finished_at=thread.locked_at, termination=termination, error=error)
+    emit.of_dispatch(thread, Kind.RUN_ERRORED, dispatch, termination=termination, error=error)
+
+
 def cancel(thread: Thread, dispatch: Dispatch) -> None:
     """End a claimed dispatch and its run as cancelled; under the fence."""
     termination = {"type": TerminationType.CANCELLED}
     ended = {"completed_at": thread.locked_at, "run_status": RunStatus.DONE, "termination": termination}
     thread.move(dispatch, STOP, lost_count=dispatch.lost_count, **ended, **UNCLAIMED)
     close_tickets(dispatch.run)
+    lineage.cancel(thread, dispatch.run)
     unread = freeze.unread(thread=thread, run=dispatch.run)
     finish(thread, dispatch, Kind.RUN_CANCELLED, unread, termination=termination)
 
@@ -79,6 +103,7 @@ def drop(
         thread.move(queued, by, **ended)
     if run.status != RunStatus.CREATED:
         close_tickets(run)
+    lineage.cancel(thread, run)
     move = _UNEXECUTED[run.status]
     thread.move(run, move, finished_at=thread.locked_at, termination=termination, **waits.NOT_WAITING)
     facts: dict[str, Any] = {"termination": termination, "reason": reason}

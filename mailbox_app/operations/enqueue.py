@@ -8,9 +8,10 @@ from typing import Any
 
 from mailbox_app import tracing
 from mailbox_app.models import NOW, Boundary, Dispatch, Kind, Message, Run, Thread
-from mailbox_app.operations import append, emit, freeze
+from mailbox_app.operations import append, emit, freeze, lineage
 from mailbox_app.operations.delivery import Delivery
 from mailbox_app.operations.inputs import NewMessage
+from mailbox_app.operations.submission import Parent
 from mailbox_app.states import MessageState
 
 # Raise it when the shape of `Run.activation` changes; older shapes are upcast when read.
@@ -33,6 +34,7 @@ class RunSpec:
     metadata: dict[str, Any]
     # What those who may join the run are judged by, where any may: `joining.marked`.
     posted: dict[str, Any] | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
         agent=spec.agent,
         config_version=spec.config_version,
         dedupe_key=spec.dedupe_key,
+        parent_run_id=None if spec.parent is None else spec.parent.run_id,
         order=order,
         activation={
             "version": ACTIVATION_VERSION,
@@ -141,6 +144,7 @@ def _created(thread: Thread, spec: RunSpec, order: int) -> Run:
             "options": spec.options,
             "metadata": spec.metadata,
             **({} if spec.posted is None else {"posted": spec.posted}),
+            **({} if spec.parent is None else lineage.described(spec.parent)),
             **tracing.inject(),
         },
     )

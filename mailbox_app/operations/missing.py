@@ -17,9 +17,9 @@ from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.conf import conf
-from mailbox_app.models import AgentRegistration, Boundary, Dispatch, Kind, TerminationType, Thread
-from mailbox_app.operations import candidates, emit, freeze, pauses
-from mailbox_app.states import DROP, EXPIRE, RunStatus
+from mailbox_app.models import AgentRegistration, Dispatch, Thread
+from mailbox_app.operations import candidates, ending, pauses
+from mailbox_app.states import RunStatus
 from mailbox_app.telemetry import observe
 
 CODE = "agent_missing"
@@ -153,7 +153,7 @@ def _unstamp(dispatches: list[uuid.UUID]) -> int:
 
 
 def _expire_on(thread_id: uuid.UUID, stamped: Any) -> int:
-    """End the run with the error, under the fence; its messages are frozen first, so that a replay reads them."""
+    """End the run of the one dispatch found, if it still is to end."""
     with Thread.objects.filter(pk=thread_id).order_by("id").fence_free(limit=1) as threads:
         for thread in threads:
             dispatch = stamped.select_related("run").first()
@@ -162,21 +162,9 @@ def _expire_on(thread_id: uuid.UUID, stamped: Any) -> int:
             if thread.is_paused:  # it was stamped while somebody paused it
                 thread.change(dispatch, unrunnable_since=None)
                 return 0
-            freeze.at(thread=thread, boundary=Boundary.NEW_RUN, run=dispatch.run)
             since = dispatch.unrunnable_since.isoformat(timespec="seconds")
             message = f"no live worker has run agent {dispatch.agent!r} on queue {dispatch.queue!r} since {since}"
-            error, termination = {"code": CODE, "message": message}, {"type": TerminationType.ERROR, "detail": CODE}
-            thread.move(
-                dispatch,
-                EXPIRE,
-                completed_at=thread.locked_at,
-                last_error=f"{CODE}: {message}",
-                run_status=RunStatus.DONE,
-                termination=termination,
-                error=error,
-            )
-            thread.move(dispatch.run, DROP, finished_at=thread.locked_at, termination=termination, error=error)
-            emit.of_dispatch(thread, Kind.RUN_ERRORED, dispatch, termination=termination, error=error)
+            ending.expire(thread, dispatch, code=CODE, message=message)
     for thread in threads:
         observe(
             "work.expired", level=logging.WARNING, thread_id=thread.pk, dispatch_id=dispatch.pk, agent=dispatch.agent

@@ -14,7 +14,7 @@ from typing import Any
 
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
-from mailbox_app.operations import append, emit, ending, enqueue, feed, freeze, permits, tickets, waits
+from mailbox_app.operations import append, emit, ending, enqueue, feed, freeze, lineage, permits, tickets, waits
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -95,8 +95,8 @@ def suspend(claim: Claim, wait: Suspended) -> None:
     """The agent waits for somebody or something: ack its dispatch and free its worker; the run keeps its thread.
 
     1. prove the claim and ack its dispatch; 2. the run waits, and says for what; 3. what it waits for is there already
-    (a resume of that name, a message, every answer), or comes by itself (a rate limit ends): record it, and queue the
-    dispatch that goes on.
+    (a resume of that name, a message, every answer, the end of every child), or comes by itself (a rate limit ends):
+    record it, and queue the dispatch that goes on.
     A run that somebody asked to cancel does not wait.
     """
     with Thread.objects.fence(claim.thread_id) as thread:
@@ -283,13 +283,16 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     goes_on_at = ends_at if wait.reason == waits.RATE_LIMIT else None
     patience = timedelta(seconds=conf.wait_ttl_seconds)
     wait_until = (goes_on_at or now) + patience if goes_on_at or ends_at is None else ends_at
-    came, is_answered = None, False
+    came, ended_children, is_answered = None, None, False
     has_input = wait.reason == waits.USER_INPUT and feed.gather(thread, run)
     if wait.reason == waits.TOOL_PERMISSION:
         unanswered = tickets.unanswered(run.pk, wait.ticket_ids)
         is_answered = not unanswered
         # The run outlives its questions: one that expires is answered by that.
         wait_until = max([now, *(ticket.expires_at for ticket in unanswered if ticket.expires_at)]) + patience
+    elif wait.reason == waits.BACKGROUND_TASKS:
+        ended_children = lineage.outcomes(wait.child_run_ids)
+        is_answered = ended_children is not None
     elif wait.reason in waits.REASONS:
         came = waits.stored(run, wait.name)
     termination = {"type": TerminationType.SUSPENDED, "detail": wait.reason}
@@ -318,6 +321,8 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
     )
     if came is not None or goes_on_at is not None or has_input:
         waits.record(thread, run, wait.entry, None if came is None else came["payload"])
+    if ended_children is not None:
+        lineage.record(thread, run, wait.entry, ended_children)
     if came is not None or goes_on_at is not None or has_input or is_answered:
         # The run's dispatch must have ended before the next one is queued.
         thread.flush()

@@ -13,6 +13,17 @@ from mailbox_app.operations import inputs
 from mailbox_app.operations.delivery import Delivery
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """What a child run knows of the run that spawned it."""
+
+    run_id: uuid.UUID
+    # How many runs are above the child.
+    depth: int
+    # Whether the child goes on when its parent is cancelled.
+    is_detached: bool
+
+
 @dataclass(kw_only=True)
 class Submission:
     """One submission, checked; the agent's own wishes are added once the thread is known."""
@@ -37,6 +48,8 @@ class Submission:
     is_posted: bool = False
     # Who said it, for whoever cancels the run.
     by: str = ""
+    # Where another run spawned this one.
+    parent: Parent | None = None
 
     @property
     def unique_names(self) -> list[str]:

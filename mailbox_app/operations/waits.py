@@ -15,6 +15,8 @@ RATE_LIMIT = "rate_limit"
 TOOL_PERMISSION = "tool_permission"
 # What a resume ends.
 REASONS = ("external_event", RATE_LIMIT, "manual_pause")
+# For runs that were spawned: the end of the last of them ends it.
+BACKGROUND_TASKS = "background_tasks"
 # What a message ends.
 USER_INPUT = "user_input"
 # What `ctx.suspend` waits for.
@@ -28,13 +30,17 @@ _MOST_KEPT = 100
 
 
 def described(wait: Suspended, *, since: datetime) -> dict[str, Any]:
-    """`Run.waiting`: {"reason", "message", "name", "entry", "since"}, and "ticket_ids" where it waits for answers.
+    """`Run.waiting`: {"reason", "message", "name", "entry", "since"}, and what it waits for where that has ids.
 
-    `entry` is what its record is called in the journal.
+    Those are "ticket_ids", or "child_run_ids". `entry` is what its record is called in the journal.
     """
-    shown = {"reason": wait.reason, "message": wait.message, "name": wait.name, "entry": dict(wait.entry)}
-    tickets = {"ticket_ids": list(wait.ticket_ids)} if wait.reason == TOOL_PERMISSION else {}
-    return {**shown, "since": since.isoformat(), **tickets}
+    shown: dict[str, Any] = {"reason": wait.reason, "message": wait.message, "name": wait.name}
+    shown |= {"entry": dict(wait.entry), "since": since.isoformat()}
+    if wait.reason == TOOL_PERMISSION:
+        shown["ticket_ids"] = list(wait.ticket_ids)
+    if wait.reason == BACKGROUND_TASKS:
+        shown["child_run_ids"] = list(wait.child_run_ids)
+    return shown
 
 
 def digest(name: str, payload: Any) -> str:
@@ -67,9 +73,9 @@ def with_taken(run: Run, one: dict[str, Any]) -> list[dict[str, Any]]:
     return [*(kept for kept in others if not kept["taken"]), *taken]
 
 
-def record(thread: Thread, run: Run, entry: Mapping[str, Any], payload: Any) -> None:
+def record(thread: Thread, run: Run, entry: Mapping[str, Any], payload: Any, *, verb: str = "suspend") -> None:
     """Journal the end of a wait: the replayed agent gets the payload back; under the fence."""
-    thread.insert(JournalEntry(run=run, turn=run.turn, verb="suspend", result=payload, **entry))
+    thread.insert(JournalEntry(run=run, turn=run.turn, verb=verb, result=payload, **entry))
 
 
 def change_record(thread: Thread, run: Run, entry: Mapping[str, Any], payload: Any) -> None:

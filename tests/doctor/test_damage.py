@@ -17,10 +17,10 @@ from django.db.models import CheckConstraint, Model, UniqueConstraint
 from mailbox_app.doctor import examine, flags, running, schema
 from mailbox_app.doctor.findings import MOST_TOLD, Finding, Report
 from mailbox_app.models import JournalEntry, Message, Permit, Run, Thread, Ticket
-from mailbox_app.operations import limits, replay, settle, submit, threads
+from mailbox_app.operations import cancel, limits, replay, settle, submit, threads
 from mailbox_app.operations.ownership import Claim
 from tests import given
-from tests.operations import asking, scene
+from tests.operations import asking, family, scene
 from tests.states.test_constraints import CASES, update
 
 pytestmark = pytest.mark.django_db
@@ -99,6 +99,20 @@ def sending() -> Claim:
     claim = scene.posted_and_taken()
     given.outbox(source_thread=scene.thread(claim), order=scene.thread(claim).next_order - 1)
     return claim
+
+
+def parent_of_the_done() -> Claim:
+    parent, child = family.with_child()
+    cancel.run(scope=scene.SCOPE, run_id=child.pk)
+    return parent
+
+
+def child_of_the_cancelled() -> Any:
+    parent, child = family.with_child()
+    cancel.run(scope=scene.SCOPE, run_id=parent.run_id)
+    return submit.Receipt(
+        thread_id=child.thread_id, run_id=child.pk, dispatch_id=None, message_ids=[], status=child.status
+    )
 
 
 def scheduled() -> Any:
@@ -234,6 +248,16 @@ DAMAGES = [
     Damage("permit_not_its_own", limited, "UPDATE mailbox_permit SET dispatch_id = NULL", ("thread_id", "dispatch_id")),
     Damage("permit_not_its_own", limited, "DELETE FROM mailbox_permit", ("thread_id", "dispatch_id")),
     Damage(
+        "ended_children_without_dispatch",
+        parent_of_the_done,
+        "DELETE FROM mailbox_outbox WHERE target_thread_id = %(thread_id)s",
+    ),
+    Damage(
+        "child_outlives_parent",
+        child_of_the_cancelled,
+        "DELETE FROM mailbox_outbox WHERE target_thread_id = %(thread_id)s",
+    ),
+    Damage(
         "delivery_overdue",
         sending,
         "UPDATE mailbox_outbox SET available_at = now() - '1 h'::interval WHERE source_thread_id = %(thread_id)s",
@@ -357,7 +381,7 @@ def test_a_missing_or_invalid_index_is_found(state: str) -> None:
 
 
 def test_a_missing_migration_is_found_and_nothing_else_is_looked_at() -> None:
-    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0008%%'")
+    execute("DELETE FROM django_migrations WHERE app = 'mailbox' AND name LIKE '0009%%'")
     report = examine.everything()
     assert [one.code for one in report.findings] == ["migration_missing"]
     assert report.looked_at == {}

@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from mailbox_app.errors import LeaseLost
-from mailbox_app.models import Thread
+from mailbox_app.models import Run, Thread
 from mailbox_app.operations import checkpoint, recover, settle
 from mailbox_app.operations import claim as claiming
 from mailbox_app.operations.ownership import Claim
@@ -20,6 +20,10 @@ pytestmark = pytest.mark.django_db
 
 def a_new_thread() -> uuid.UUID:
     return Thread.objects.create(scope=scene.SCOPE).pk
+
+
+def a_child(thread: Thread, run: Run) -> dict[str, str]:
+    raise AssertionError("nothing is spawned for a claim that is lost")
 
 
 def a_question() -> checkpoint.Question:
@@ -49,6 +53,7 @@ VERBS: dict[str, Callable[[Claim], Any]] = {
     "send": lambda claim: checkpoint.send(
         claim, scene.entry("message", verb="send"), target=a_new_thread, payload={"message_id": "m-1"}
     ),
+    "spawn": lambda claim: checkpoint.spawn(claim, scene.entry("writer", verb="spawn"), child=a_child),
     "ask": lambda claim: checkpoint.ask(claim, [a_question()]),
     "emit_event": lambda claim: checkpoint.emit_event(
         claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"

@@ -8,7 +8,7 @@ import pytest
 from django.db.models.functions import Now
 
 from mailbox_app.models import AgentRegistration, Dispatch
-from mailbox_app.operations import missing, settle
+from mailbox_app.operations import missing, settle, submit
 from mailbox_app.operations.settle import hand_back
 from tests import given
 from tests.operations import scene
@@ -122,6 +122,18 @@ def test_work_that_nobody_could_run_for_too_long_is_a_dead_letter_that_kept_its_
     assert scene.kinds(posted)[-2:] == ["RunErrored", "RunErrored"]
     assert scene.flag(posted) == scene.IDLE
     assert Dispatch.objects.dead_letters().count() == 2
+
+
+def test_all_it_was_to_read_is_kept_whatever_would_have_been_read_apart() -> None:
+    delivery = {"granularity": "one"}
+    posted = submit.run(scope=scene.SCOPE, messages=["one", "two"], agent="echo", delivery=delivery)
+    barrier = submit.run(scope=scene.SCOPE, messages=["stop"], agent="echo", delivery={"barrier": True})
+    missing.note()
+    age_stamps(hours=25)
+    assert missing.expire() == 2
+    assert [scene.log(one) for one in (posted, barrier)] == [
+        [(1, "user", "one"), (2, "user", "two")], [(1, "user", "stop")],
+    ]  # fmt: skip
 
 
 def test_what_is_served_again_when_its_time_is_over_is_not_ended() -> None:

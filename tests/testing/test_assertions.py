@@ -2,12 +2,13 @@
 
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mailbox_app import testing
 from mailbox_app.errors import Permanent
-from mailbox_app.execution import Context
+from mailbox_app.execution import Context, Question
 from mailbox_app.models import Run
 from mailbox_app.operations import submit
 from mailbox_app.testing import Mailbox
@@ -103,3 +104,26 @@ def test_texts_are_compared_in_order(finished: Run) -> None:
     for wrong in ([], ["done"], ["done", "one moment"], ["go", "one moment", "done"]):
         with pytest.raises(AssertionError, match=r"^the assistant said \['one moment', 'done'\], not "):
             testing.assert_said(finished, wrong)
+
+
+def test_a_question_is_answered_by_its_name(mailbox: Mailbox, registered_agent: Callable[..., str]) -> None:
+    def agent(ctx: Context) -> Any:
+        one, two = ctx.ask_all([Question(name="one"), Question(name="two")])
+        return [one.payload, two.action, two.answered_by]
+
+    run = mailbox.submit("go", agent=registered_agent(agent))
+    mailbox.run_until_idle()
+    assert mailbox.answer(run, "one", {"yes": True}).status == "stored"
+    assert testing.answer(run, "two", action="cancel", by="ada").status == "resumed"
+    mailbox.run_until_idle()
+    testing.assert_run_finished(run, output=[{"yes": True}, "cancel", "ada"])
+
+
+def test_an_answer_to_what_is_not_asked_names_what_is(mailbox: Mailbox, registered_agent: Callable[..., str]) -> None:
+    run = mailbox.submit("go", agent=registered_agent(lambda ctx: ctx.ask("refund").action))
+    mailbox.run_until_idle()
+    with pytest.raises(AssertionError, match=r"does not ask 'refunds', but 'refund': run .*'waiting'"):
+        mailbox.answer(run, "refunds")
+    mailbox.answer(run, "refund")
+    with pytest.raises(AssertionError, match="but nothing"):
+        mailbox.answer(run, "refund")

@@ -58,6 +58,7 @@ PROBLEMS: dict[str, Problem] = {
     "revision_conflict": Problem(409, "Somebody has changed it since you looked"),
     "already_consumed": Problem(409, "An agent has read the message"),
     "thread_busy": Problem(409, "The thread has a run that is not done"),
+    "thread_has_children": Problem(409, "Threads of child runs are below the thread"),
     "not_scheduled": Problem(409, "The run has nothing queued that could start now"),
     "already_resolved": Problem(409, "The dead letter has been replayed or discarded"),
     "already_decided": Problem(409, "The question has been answered"),

@@ -45,7 +45,7 @@ from mailbox_app.states import RunStatus
 
 FIELDS = set(requests.NewRunSerializer().fields)
 _CANCEL_FIELDS = set(requests.CancelSerializer().fields)
-_FILTERS = ("thread_id", "agent", "status", "created_after", "created_before")
+_FILTERS = ("thread_id", "parent_run_id", "agent", "status", "created_after", "created_before")
 # A wait that names no time is one that proxies do not cut off.
 _DEFAULT_WAIT_SECONDS = 30.0
 # What no listing shows, and what may be large.
@@ -82,6 +82,7 @@ class RunsView(MailboxView):
             OpenApiParameter("thread_id", str, description="Only runs of this thread."),
             OpenApiParameter("agent", str),
             OpenApiParameter("status", str, enum=RunStatus.values),
+            OpenApiParameter("parent_run_id", str, description="Only runs that this run has spawned."),
             *CREATED, CURSOR, LIMIT,
         ],
         responses={200: serializers.RunPageSerializer},
@@ -93,6 +94,7 @@ class RunsView(MailboxView):
         wanted: dict[str, Any] = {
             "thread_id": id_of(given, "thread_id"),
             "agent": text_of(given, "agent"),
+            "parent_run_id": id_of(given, "parent_run_id"),
             "status": choice_of(given, "status", RunStatus.values) if "status" in given else None,
             "created_at__gte": instant_of(given, "created_after"),
             "created_at__lt": instant_of(given, "created_before"),

@@ -94,12 +94,15 @@ class RunItemSerializer(serializers.Serializer[Run]):
     termination = Passed(TerminationSerializer)
     error = Passed(RunErrorSerializer)
     waiting = Object(
-        source="waits_for", allow_null=True, help_text="`reason`, `message`, `name`, `since` while it waits."
+        source="waits_for",
+        allow_null=True,
+        help_text="`reason`, `message`, `name`, `since` while it waits; `ticket_ids`, "
+        "`child_run_ids` where it waits for those.",
     )
     resume_at = Instant(allow_null=True)
     metadata = Object()
     dedupe_key = serializers.CharField(allow_null=True)
-    parent_run_id = serializers.UUIDField(allow_null=True)
+    parent_run_id = serializers.UUIDField(allow_null=True, help_text="The run that has spawned it.")
     replay_of_id = serializers.UUIDField(allow_null=True)
     created_at = Instant()
     updated_at = Instant()
@@ -241,7 +244,7 @@ class ThreadSerializer(serializers.Serializer[Thread]):
     key = serializers.CharField(allow_null=True)
     title = serializers.CharField(allow_blank=True)
     metadata = Object()
-    parent_id = serializers.UUIDField(allow_null=True)
+    parent_id = serializers.UUIDField(allow_null=True, help_text="The thread of the run that has spawned its first.")
     last_seq = serializers.IntegerField(help_text="Messages in its log.")
     last_cursor = serializers.IntegerField(help_text="The latest event's cursor.")
     open_run_id = serializers.UUIDField(allow_null=True)

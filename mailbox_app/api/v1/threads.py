@@ -9,7 +9,7 @@ from rest_framework.response import Response
 
 from mailbox_app.api.v1 import flow, idempotency, requests, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of, path_id
-from mailbox_app.api.v1.pagination import Newest, limit_of, parameters
+from mailbox_app.api.v1.pagination import Newest, id_of, limit_of, parameters
 from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
 from mailbox_app.errors import Gone, ThreadNotFound
 from mailbox_app.models import Thread
@@ -28,6 +28,7 @@ class ThreadsView(MailboxView):
         tags=["threads"],
         parameters=[
             OpenApiParameter("key", str, description="Only the thread of this key."),
+            OpenApiParameter("parent_id", str, description="Only the threads of child runs of this thread."),
             CURSOR,
             LIMIT,
         ],
@@ -35,12 +36,15 @@ class ThreadsView(MailboxView):
     )  # fmt: skip
     def get(self, request: Request) -> Response:
         """Threads, the latest activity first."""
-        given = parameters(request, "key", "cursor", "limit")
+        given = parameters(request, "key", "parent_id", "cursor", "limit")
         limit, scope = limit_of(given), self.scope
         rows = Thread.objects.in_scope(scope).not_deleted()
         if "key" in given:
             rows = rows.filter(key=inputs.text("key", given["key"]))
-        found = Newest("threads", scope, given.get("key", "")).page(rows, given.get("cursor"), limit)
+        parent_id = id_of(given, "parent_id")
+        if parent_id is not None:
+            rows = rows.filter(parent_id=parent_id)
+        found = Newest("threads", scope, [given.get("key", ""), str(parent_id)]).page(rows, given.get("cursor"), limit)
         return Response(serializers.ThreadPageSerializer(found).data)
 
     @operation(
@@ -102,13 +106,23 @@ class ThreadView(MailboxView):
         operation_id="delete_thread",
         summary="Delete a thread",
         tags=["threads"],
-        parameters=[THREAD_ID],
+        parameters=[
+            THREAD_ID,
+            OpenApiParameter(
+                "child_strategy",
+                str,
+                enum=verbs.CHILD_STRATEGIES,
+                description="What becomes of the threads of its child runs. `detach`, the default, leaves them; "
+                "`reject` refuses while there is one; `cascade` deletes all that are below it, or none.",
+            ),
+        ],
         responses={204: None},
     )  # fmt: skip
     def delete(self, request: Request, thread_id: str) -> Response:
         """Delete a thread none of whose runs is open or queued. From then on it is 410, and its key is free again."""
-        parameters(request)
-        verbs.delete(scope=self.scope, thread_id=path_id("thread_id", thread_id))
+        given = parameters(request, "child_strategy")
+        wanted = given.get("child_strategy", verbs.DETACH)
+        verbs.delete(scope=self.scope, thread_id=path_id("thread_id", thread_id), child_strategy=wanted)
         return Response(status=204)
 
 
