@@ -46,7 +46,7 @@ def test_who_talks_meets_whoever_as_if_one_came_first(pair: tuple[str, str], pla
             steps[order] = list(crew[0].steps)
             serial.append(meetings.drained(stand, acted))
         for order in orders:
-            for stop in points.stops(steps[order]):
+            for stop in range(1, len(steps[order])) if IS_THOROUGH else points.stops(steps[order]):
                 met.append(stand := kind.make(pair))
                 try:
                     acted = meetings.interleaved(crew, stand, order, [stop])
