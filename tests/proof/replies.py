@@ -1,5 +1,8 @@
 """What each verb of a conversation comes to, by the oracle (`dialogue.py`): who is refused, who reads, who ends."""
 
+from copy import deepcopy
+
+from mailbox_app import errors
 from tests.proof.dialogue import (
     GONE_ON,
     MOST_ATTEMPTS,
@@ -15,6 +18,9 @@ from tests.proof.dialogue import (
     Said,
 )
 
+# A run that interrupts and could not come next is refused, where that is built.
+REFUSES_WHAT_IS_BARRED = hasattr(errors, "DeliveryBlockedByBarrier")
+
 
 class Talk(Dialogue):
     """A thread, and what is done to it."""
@@ -25,6 +31,8 @@ class Talk(Dialogue):
             return "active_run_conflict"
         if any(one is not None and one is not self.open for one in (how.expected, how.target)):
             return "active_run_conflict"
+        if how.word == "interrupt" and REFUSES_WHAT_IS_BARRED and self._is_barred(texts, how):
+            return "delivery_blocked_by_barrier"
         if how.word == "interrupt":
             unread = self.stop(holds=False)
             run = self.queue(texts, how)
@@ -45,6 +53,16 @@ class Talk(Dialogue):
                 return run
         joined = self.join(texts, how) if how.posted and how.is_plain else None
         return joined or self.queue(texts, how)
+
+    def _is_barred(self, texts: list[str], how: How) -> bool:
+        """Whether, all that stops being gone, the new run would find nothing in front of a barrier."""
+        ghost = deepcopy(self)
+        unread = ghost.stop(holds=False)
+        run = ghost.queue(texts, how)
+        for one, _ in unread:
+            one.owner = run
+        ghost.said = [one for one in ghost.said if one.owner is not None]
+        return not ghost.would_read(run, "new_run")
 
     def tell_run(self, run: Reader, texts: list[str]) -> str:
         if self.open is not run:
