@@ -29,7 +29,7 @@ FEWEST_KILLS = 3
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if "MAILBOX_TALK_SECONDS" in os.environ else 300)
+@pytest.mark.timeout(0 if "MAILBOX_TALK_SECONDS" in os.environ else 600)
 def test_what_many_say_while_workers_are_killed_is_read_once_in_order_or_withdrawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

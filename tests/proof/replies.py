@@ -1,6 +1,7 @@
 """What each verb of a conversation comes to, by the oracle (`dialogue.py`): who is refused, who reads, who ends."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 from mailbox_app import errors
 from tests.proof.dialogue import (
@@ -55,14 +56,20 @@ class Talk(Dialogue):
         return joined or self.queue(texts, how)
 
     def _is_barred(self, texts: list[str], how: How) -> bool:
-        """Whether, all that stops being gone, the new run would find nothing in front of a barrier."""
+        """Whether, all that stops being gone, nobody would come to its messages: a barrier in front of them stays."""
         ghost = deepcopy(self)
         unread = ghost.stop(holds=False)
-        run = ghost.queue(texts, how)
+        run = ghost.queue(texts, replace(how, barrier=False))
+        own = ghost.said[-len(texts) :]
         for one, _ in unread:
             one.owner = run
         ghost.said = [one for one in ghost.said if one.owner is not None]
-        return not ghost.would_read(run, "new_run")
+        while read := ghost.would_read(run, "new_run"):
+            if any(one in own for one in read):
+                return False
+            for one in read:
+                one.state = "committed"
+        return True
 
     def tell_run(self, run: Reader, texts: list[str]) -> str:
         if self.open is not run:
