@@ -8,7 +8,7 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.execution import Context
-from mailbox_app.models import Event, JournalEntry, Outbox, Thread
+from mailbox_app.models import Event, JournalEntry, Outbox, Run, Thread
 from mailbox_app.operations import checkpoint, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform
@@ -23,11 +23,12 @@ VERBS: dict[str, Callable[[Context], Any]] = {
     "emit": lambda ctx: ctx.emit("Noted", {"of": "mine"}),
     "usage": lambda ctx: ctx.usage(input_tokens=3),
     "send": lambda ctx: list(ctx.send("psst", thread_key="there", agent="echo")),
+    "spawn": lambda ctx: list(ctx.spawn("psst", agent="echo")),
     "checkpoint": lambda ctx: ctx.checkpoint(),
     "history": lambda ctx: [message.text for message in ctx.history()],
 }
-EFFECTS = ("step", "say", "emit", "usage", "send")
-OPERATIONS = {"step": "record", "say": "say", "emit": "emit_event", "usage": "usage", "send": "send"}
+EFFECTS = ("step", "say", "emit", "usage", "send", "spawn")
+OPERATIONS = {"step": "record", "say": "say", "emit": "emit_event", "usage": "usage", "send": "send", "spawn": "spawn"}
 
 
 def story(of: Claim) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def story(of: Claim) -> dict[str, Any]:
         "log": scene.log(of),
         "journal": journal(of),
         "used": (scene.run(of).input_tokens, scene.run(of).steps),
+        "children": Run.objects.filter(parent_run_id=of.run_id).count(),
         "sent": Outbox.objects.filter(source_thread_id=of.thread_id).count(),
     }
 
@@ -100,7 +102,7 @@ def test_an_effect_whose_commit_was_not_answered_happens_once(
     committed = answer_lost_once(monkeypatch, OPERATIONS[verb])
     one = perform(agent, max_attempts=1)
     assert story(one) == story(undisturbed)
-    told = list(committed[0]) if verb == "send" else committed[0]
+    told = list(committed[0]) if verb in ("send", "spawn") else committed[0]
     assert scene.run(one).final_output == [told, None], "what was recorded is what the agent was told"
 
 

@@ -22,8 +22,8 @@ from mailbox_app import catalogue
 from mailbox_app.execution import Context, registry, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Outbox, Run, Thread, Ticket
+from mailbox_app.operations import children, decide, deliver, recover, resume, settle, submit
 from mailbox_app.operations import claim as claiming
-from mailbox_app.operations import decide, deliver, recover, resume, submit
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,6 +86,7 @@ class Scenario:
     def __init__(self, program: Program, death: Death) -> None:
         self.program, self.death = program, death
         self.name = f"probe-{next(_numbers)}"
+        self.child = "probe-child"
         self.target = Thread.objects.create(scope=scene.SCOPE)
         self.calls: Counter[tuple[int, int]] = Counter()
 
@@ -120,6 +121,10 @@ class Scenario:
                 return ctx.suspend("external_event", name=name, key=key)
             case "ask":
                 return ctx.ask(name, arguments={"place": place}, key=key).payload
+            case "spawn":
+                return list(ctx.spawn(text, agent=self.child, key=key))
+            case "family":
+                return [one["output"] for one in ctx.wait_for_children(key=key)]
             case "checkpoint":
                 return [message.text for message in ctx.checkpoint()]
         raise AssertionError(verb)
@@ -135,6 +140,7 @@ class Scenario:
         """Run it to its end, whatever dies on the way; returns what is left in the tables."""
         keeper = LeaseKeeper(lambda tokens: claiming.renew(tokens=tokens))
         registry.agent(self.name)(self.agent)
+        registry.agent(self.child)(lambda ctx: None)
         try:
             posted = scene.post("hello", agent=self.name)
             self.thread_id = posted.thread_id
@@ -156,14 +162,18 @@ class Scenario:
                         scene.expire_lease(claim)
                         assert recover.reclaim() == 1
                 self.answer(scene.run(posted))
-            while deliver.batch():
+            while deliver.batch() or children.batch():
                 pass
             return self.left(scene.run(posted))
         finally:
             catalogue.remove(self.name)
+            catalogue.remove(self.child)
 
     def answer(self, run: Run) -> None:
-        """What the run waits for comes; answers also when it has died before it could wait for them."""
+        """What the run waits for comes; answers and children's ends also when it has died before it could wait."""
+        while (child := scene.take(agents=(self.child,))) is not None:
+            settle.complete(child, output=[message.text for message in child.messages])
+        children.batch()
         for ticket in Ticket.objects.of_run(run.pk).open():
             payload = [ticket.turn, ticket.name, ticket.entry["n"]]
             named = {"scope": scene.SCOPE, "run_id": run.pk, "ticket_id": ticket.ticket_id}
@@ -199,6 +209,7 @@ class Scenario:
             "sent": list(
                 Message.objects.filter(thread=self.target).order_by("position").values_list("content", flat=True)
             ),
+            "children": sorted(Run.objects.filter(parent_run=run).values_list("status", "final_output")),
             "runs there": Run.objects.filter(thread=self.target).count(),
             "unread": Message.objects.filter(thread_id=self.thread_id).pending().count(),
         }
@@ -250,7 +261,10 @@ EVERYTHING: Program = (
     ],
     [
         ("say", "", "k"),
+        ("spawn", "", None),
         ("suspend", "payment", None),
+        ("spawn", "", "s"),
+        ("family", "", None),
         ("suspend", "payment", None),
         ("step", "one", "x"),
     ],
@@ -264,7 +278,7 @@ def test_a_run_survives_every_death(program: Program, least: int) -> None:
     assert assert_survives_every_death(program) >= least
 
 
-VERBS = ("step", "say", "emit", "send", "usage", "checkpoint", "suspend", "ask")
+VERBS = ("step", "say", "emit", "send", "usage", "checkpoint", "suspend", "ask", "spawn", "family")
 OPS = st.tuples(st.sampled_from(VERBS), st.sampled_from("AB"), st.sampled_from((None, None, "k")))
 
 
@@ -295,6 +309,7 @@ CHANGED: dict[str, Callable[[Context, int], Any]] = {
     "emit": lambda ctx, cents: ctx.emit("Priced", {"cents": cents}),
     "send": lambda ctx, cents: ctx.send(f"{cents} cents", thread_key="there", agent="echo"),
     "usage": lambda ctx, cents: ctx.usage(input_tokens=cents),
+    "spawn": lambda ctx, cents: ctx.spawn(f"{cents} cents", agent="echo"),
 }
 
 
