@@ -455,3 +455,16 @@ def test_every_change_is_told_and_numbered() -> None:
     assert numbers == list(range(numbers[0], numbers[0] + 4))
     told = Event.objects.filter(thread_id=posted.thread_id).order_by("cursor").values_list("kind", flat=True)
     assert list(told)[-3:] == ["MessageEdited", "MessagesReordered", "MessageRetracted"]
+
+
+def test_what_a_run_has_left_unread_goes_before_what_was_put_behind_it_by_a_second_order() -> None:
+    first = scene.post("a", messages=["a", "b"], delivery={"granularity": "one"})
+    other = scene.post("u", thread_id=first.thread_id)
+    on_thread = {"scope": scene.SCOPE, "thread_id": first.thread_id}
+    pending.reorder(**on_thread, message_ids=[first.message_ids[0], other.message_ids[0]])
+    pending.reorder(**on_thread, message_ids=first.message_ids)
+    read = []
+    while claim := scene.take():
+        read += [message.content for message in claim.messages]
+        settle.complete(claim)
+    assert read == ["a", "b", "u"]
