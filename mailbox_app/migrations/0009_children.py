@@ -17,4 +17,12 @@ class Migration(migrations.Migration):
                 name="outbox_errands",
             ),
         ),
+        migrations.AddIndex(
+            model_name="outbox",
+            index=models.Index(
+                condition=models.Q(("kind__in", ("wake", "cancel")), ("status", "pending")),
+                fields=["target_thread_id", "available_at", "id"],
+                name="outbox_errands_to",
+            ),
+        ),
     ]

@@ -81,6 +81,11 @@ class Outbox(Moving):
                 condition=Q(status=OutboxStatus.PENDING, kind__in=ERRANDS),
                 name="outbox_errands",
             ),
+            models.Index(
+                fields=["target_thread_id", "available_at", "id"],
+                condition=Q(status=OutboxStatus.PENDING, kind__in=ERRANDS),
+                name="outbox_errands_to",
+            ),
             models.Index(fields=["completed_at", "id"], condition=Q(completed_at__isnull=False), name="outbox_ended"),
         ]
 

@@ -63,7 +63,7 @@ def run(*, scope: str, run_id: uuid.UUID, reason: str = "", by: str | None = Non
         found = Run.objects.get(pk=run_id)
         outcome = fenced(thread, found, reason=reason, by=by)
     hints.tell(thread)
-    return _receipt(Run.objects.get(pk=found.pk) if outcome == Outcome.CANCELLED else found, outcome)
+    return _receipt(found, outcome)
 
 
 def fenced(thread: Thread, found: Run, *, reason: str, by: str | None = None) -> Outcome:

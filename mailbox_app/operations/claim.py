@@ -227,7 +227,7 @@ def _claim_head(
         move, kind = (RESUME if run.status == RunStatus.WAITING else None), Kind.RUN_RESUMED
         version_key, started = dispatch.version_key, feed.read(thread, run)
     thread.claim_count += 1
-    thread.active_run_id = thread.open_run_id = thread.latest_run_id = run.pk
+    thread.active_run_id = thread.open_run_id = run.pk
     lease_until = thread.locked_at + timedelta(seconds=conf.lease_seconds)
     thread.move(
         dispatch,

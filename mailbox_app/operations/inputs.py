@@ -20,6 +20,7 @@ from mailbox_app.models import Role, Visibility
 
 MAX_NAME = 200
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 # Deeper than any honest document, and well below where the recursion of a JSON parser ends.
 _MAX_DEPTH = 100
 # Python refuses to write or read an integer of more than 4,300 digits.
@@ -62,6 +63,14 @@ def text(name: str, value: Any, *, most: int = MAX_NAME, may_be_blank: bool = Fa
         what = "a NUL character" if found.group() == "\x00" else "a lone surrogate"
         raise InvalidInput(name, "unstorable_text", f"{name} holds {what} at position {found.start()}")
     return value
+
+
+def scope(value: Any) -> str:
+    """The name of a tenant: `text` without control characters, for it is shown in logs, lists and metrics."""
+    found = text("scope", value)
+    if _CONTROL.search(found):
+        raise InvalidInput("scope", "control_character", "scope must hold no control characters")
+    return found
 
 
 def optional_text(name: str, value: Any) -> str | None:

@@ -80,7 +80,7 @@ def check(
     """Check everything that can be judged without the database; the arguments are those of `submit.run`."""
     word, how = deliveries.check(if_active, delivery)
     checked = Submission(
-        scope=inputs.text("scope", scope),
+        scope=inputs.scope(scope),
         messages=inputs.messages(messages),
         agent=inputs.text("agent", agent, may_be_blank=True).strip(),
         thread_id=inputs.identifier("thread_id", thread_id),

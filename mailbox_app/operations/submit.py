@@ -143,7 +143,7 @@ def thread(
 ) -> Thread:
     """Create a thread without a run. Raises InvalidInput, and AlreadyExists for a key in use."""
     fields = {
-        "scope": inputs.text("scope", scope),
+        "scope": inputs.scope(scope),
         "key": inputs.optional_text("key", key),
         "title": inputs.text("title", title, most=500, may_be_blank=True),
         "metadata": inputs.mapping("metadata", metadata),

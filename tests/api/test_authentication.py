@@ -129,7 +129,7 @@ def test_somebody_logged_in_reads_and_writes_in_the_default_scope() -> None:
 
 
 def scope_of_user(user: User) -> str:
-    return {"ann": "acme", "bob": " "}[user.username]
+    return {"ann": "acme", "bob": " ", "eve": "ac\nme", "zoe": "z" * 201}[user.username]
 
 
 def test_the_project_says_which_scope_a_user_lives_in(settings: Any, client: Client) -> None:
@@ -140,9 +140,10 @@ def test_the_project_says_which_scope_a_user_lives_in(settings: Any, client: Cli
     assert [item["key"] for item in client.get("/v1/threads").json()["items"]] == ["theirs"]
 
 
-def test_a_user_of_no_scope_is_401(settings: Any, client: Client) -> None:
+@pytest.mark.parametrize("name", ["bob", "eve", "zoe"])
+def test_a_user_of_no_scope_is_401(name: str, settings: Any, client: Client) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "scope_for_user": f"{__name__}.scope_of_user"}
-    client.force_login(User.objects.create_user("bob"))
+    client.force_login(User.objects.create_user(name))
     answer = client.get("/v1/threads")
     assert (answer.status_code, make.problem_of(answer)["code"]) == (401, "authentication_failed")
 

@@ -83,6 +83,12 @@ def test_what_is_wrong_with_a_payload_is_named() -> None:
     ]
 
 
+def test_an_action_that_is_none_is_refused_before_anything_is_looked_for() -> None:
+    body = {"ticket_id": "t", "action": "approve"}
+    problem = make.problem_of(api().post(f"/runs/{uuid.uuid4()}/decision", body))
+    assert (problem["status"], problem["errors"][0]["field"]) == (422, "action")
+
+
 @pytest.mark.parametrize("missing", ["ticket_id", "action"])
 def test_what_an_answer_must_say_is_required(missing: str) -> None:
     claim, [ticket_id] = waiting()

@@ -7,7 +7,7 @@ import pytest
 from django.db.models.functions import Now
 from pytest_django import DjangoAssertNumQueries
 
-from mailbox_app.models import Run
+from mailbox_app.models import Run, Thread
 from mailbox_app.operations import settle
 from tests import given, make
 from tests.operations import scene
@@ -122,6 +122,7 @@ def test_the_open_and_the_latest_run_of_a_thread() -> None:
     settle.nack(taken, code="transient", message="no", retry_after=60)
     assert api.get(f"/threads/{thread.pk}/runs/active").json()["id"] == str(first.run_id), "open between two attempts"
     assert api.get(f"/threads/{thread.pk}/runs/latest").json()["id"] == str(second.run_id)
+    assert api.get(f"/threads/{thread.pk}").json()["latest_run_id"] == str(second.run_id)
 
 
 def test_the_activations_of_a_run_and_of_a_thread_are_listed_newest_first() -> None:
@@ -159,6 +160,7 @@ def test_no_listing_costs_more_queries_for_more_rows(django_assert_max_num_queri
     thread = given.thread()
     for _ in range(20):
         given.dispatch(run=given.run(thread=thread, status="done"), status="dead_letter")
+    Thread.objects.update(latest_run_id=Run.objects.latest("order").pk)
     api = make.api(scope="acme")
     api.get("/threads")
     routes = {

@@ -215,6 +215,16 @@ def test_a_change_that_is_refused_changes_nothing(body: Any, status: int, field:
     assert (Thread.objects.get().title, Thread.objects.get().updated_at) == ("T", thread.updated_at)
 
 
+def test_a_thread_s_parent_is_the_one_whose_run_has_spawned_it_and_is_never_given() -> None:
+    parent, thread, api = make.thread(), make.thread(), make.api()
+    for answer in (
+        api.post("/threads", {"parent_id": str(parent.pk)}),
+        *(api.patch(f"/threads/{thread.pk}", {"parent_id": pk}) for pk in (str(parent.pk), str(thread.pk), None)),
+    ):
+        assert (answer.status_code, make.problem_of(answer)["errors"][0]["field"]) == (422, "parent_id")
+    assert set(Thread.objects.values_list("parent_id", flat=True)) == {None}
+
+
 def test_a_deleted_thread_is_410_for_every_route_and_its_key_free_again() -> None:
     api = make.api()
     thread = make.thread(key="k")

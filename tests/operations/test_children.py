@@ -317,6 +317,18 @@ def test_a_batch_of_errands_is_bounded(settings: Any) -> None:
     assert [children.batch() for _ in range(3)] == [2, 1, 0]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_whoever_cancels_a_large_family_does_not_wait_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_MOST_AT_ONCE", 2)
+    parent = scene.posted_and_taken("parent")
+    spawned = [spawn(parent, n=n) for n in range(5)]
+    wait(parent, *spawned)
+    cancel.run(scope=scene.SCOPE, run_id=parent.run_id)
+    assert [status(child) for child in spawned].count("done") == 2
+    assert children.batch() >= 3
+    assert [status(child) for child in spawned].count("done") == 5
+
+
 def test_a_child_joins_nothing_and_is_joined_by_nobody() -> None:
     parent = scene.posted_and_taken("parent")
     child = spawn(parent)

@@ -2,13 +2,14 @@
 
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
 from mailbox_app import catalogue
 from mailbox_app.models import Dispatch, Message, Thread
-from mailbox_app.operations import claim, recover, settle
+from mailbox_app.operations import cancel, claim, prune, recover, settle
 from tests.operations import scene
 
 pytestmark = pytest.mark.django_db
@@ -208,3 +209,67 @@ def test_the_longest_version_an_agent_may_have_can_start_and_go_on(version: str)
         assert scene.run(begun).code_version == version
     finally:
         catalogue.remove("long")
+
+
+def test_a_run_begins_with_the_state_the_last_one_that_ended_a_turn_left_whenever_it_was_queued() -> None:
+    first = scene.posted_and_taken("first")
+    queued = scene.post("queued while the first was at work", thread_id=first.thread_id)
+    never = scene.post("never starts", thread_id=first.thread_id)
+    settle.complete(first, state={"n": 1})
+    cancel.run(scope=scene.SCOPE, run_id=never.run_id)
+    second = scene.taken()
+    assert (second.run_id, second.state) == (queued.run_id, {"n": 1})
+    settle.dead_letter(second, code="permanent", message="no")
+    scene.post("third", thread_id=first.thread_id)
+    third = scene.taken()
+    assert third.state == {"n": 1}, "what failed has saved nothing"
+    settle.complete(third, state={"n": 2})
+    scene.post("fourth", thread_id=first.thread_id)
+    assert scene.taken().state == {"n": 2}
+
+
+def test_a_thread_points_at_its_run_for_as_long_as_that_is_open() -> None:
+    def points(of: Any) -> tuple[Any, Any, Any]:
+        thread = scene.thread(of)
+        return thread.active_run_id, thread.open_run_id, thread.latest_run_id
+
+    posted = scene.post()
+    assert points(posted) == (None, None, posted.run_id), "not open yet"
+    one = scene.taken()
+    assert points(posted) == (posted.run_id, posted.run_id, posted.run_id)
+    settle.nack(one, code="transient", message="no", retry_after=0)
+    assert points(posted) == (None, posted.run_id, posted.run_id), "open between two attempts"
+    behind = scene.post("behind", thread_id=posted.thread_id)
+    settle.suspend(scene.taken(), scene.wait())
+    assert points(posted) == (None, posted.run_id, behind.run_id), "open while it waits"
+    cancel.run(scope=scene.SCOPE, run_id=behind.run_id)
+    assert points(posted) == (None, posted.run_id, behind.run_id), "another run's end leaves it open"
+    cancel.run(scope=scene.SCOPE, run_id=posted.run_id)
+    assert points(posted) == (None, None, behind.run_id)
+
+
+def test_each_activation_has_an_instance_of_its_own() -> None:
+    instances = []
+    for _ in range(3):
+        one = scene.posted_and_taken() if not instances else scene.taken()
+        instances.append(scene.dispatch(one).instance_id)
+        settle.nack(one, code="transient", message="no", retry_after=0)
+    assert len({*instances, None}) == 4
+
+
+def test_one_claim_and_one_pass_serve_all_scopes_and_none_swallows_another_s() -> None:
+    posted = [scene.post(scope=scope) for scope in ("acme", "globex", "acme", "globex")]
+    claims = claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[uuid.uuid4() for _ in posted]).claims
+    assert [(one.run_id, one.scope) for one in claims] == [
+        (one.run_id, scope) for one, scope in zip(posted, ("acme", "globex", "acme", "globex"), strict=True)
+    ]
+    for one in claims:
+        scene.expire_lease(one)
+    assert recover.reclaim() == 4
+    assert {scene.dispatch(one).status for one in posted} == {"queued"}
+    ended = claim.due(queue=scene.QUEUE, agents=["echo"], worker="w", tokens=[uuid.uuid4() for _ in posted]).claims
+    for one in ended:
+        settle.complete(one)
+    Dispatch.objects.update(completed_at=Now() - timedelta(days=2))
+    assert prune.batch() == 4
+    assert Dispatch.objects.count() == 0

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 from mailbox_app.errors import Conflict, Gone, InvalidInput, ThreadNotFound, UnknownAgent
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Outbox, Run, Thread
-from mailbox_app.operations import deliver, settle
+from mailbox_app.operations import cancel, deliver, interrupt, settle
 from mailbox_app.operations.ownership import Claim
 from tests import given
 from tests.operations import scene
@@ -295,3 +295,30 @@ def test_a_message_to_the_own_thread_waits_for_the_run_that_sent_it() -> None:
     assert scene.take() is None
     settle.complete(claim)
     assert scene.taken().thread_id == claim.thread_id
+
+
+@pytest.mark.parametrize("stands", ["idle", "at work", "between attempts", "waiting for input", "interrupted"])
+def test_a_durable_message_gets_a_run_of_its_own_wherever_its_thread_stands(stands: str) -> None:
+    claim = scene.posted_and_taken()
+    match stands:
+        case "idle":
+            settle.complete(claim)
+        case "between attempts":
+            settle.nack(claim, code="transient", message="no", retry_after=0)
+        case "waiting for input":
+            settle.suspend(claim, scene.wait("user_input"))
+        case "interrupted":
+            interrupt.thread(scope=scene.SCOPE, thread_id=claim.thread_id)
+    sent = deliver.message(scope=scene.SCOPE, thread_id=claim.thread_id, message_id="m-1", content="psst", agent="echo")
+    assert sent.run_id != claim.run_id
+    if stands == "at work":
+        settle.complete(claim)
+    elif stands == "interrupted":
+        settle.stopped(claim)
+    elif stands == "between attempts":
+        settle.complete(scene.taken())
+    elif stands == "waiting for input":
+        assert scene.take() is None
+        cancel.run(scope=scene.SCOPE, run_id=claim.run_id)
+    following = scene.taken()
+    assert (following.run_id, [message.content for message in following.messages]) == (sent.run_id, ["psst"])

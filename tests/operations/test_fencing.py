@@ -9,11 +9,23 @@ import pytest
 from django.db import OperationalError, connection
 
 from mailbox_app.errors import LeaseLost
-from mailbox_app.models import Run, Thread
-from mailbox_app.operations import checkpoint, recover, settle
+from mailbox_app.models import Message, Run, Thread, Ticket
+from mailbox_app.operations import (
+    cancel,
+    checkpoint,
+    decide,
+    deliver,
+    interrupt,
+    pending,
+    post,
+    recover,
+    resume,
+    settle,
+    tick,
+)
 from mailbox_app.operations import claim as claiming
 from mailbox_app.operations.ownership import Claim
-from tests.operations import scene
+from tests.operations import asking, scene
 
 pytestmark = pytest.mark.django_db
 
@@ -40,7 +52,7 @@ def a_question() -> checkpoint.Question:
 
 VERBS: dict[str, Callable[[Claim], Any]] = {
     "complete": lambda claim: settle.complete(claim, output="stale"),
-    "nack": lambda claim: settle.nack(claim, code="transient", message="stale"),
+    "nack": lambda claim: settle.nack(claim, code="transient", message="stale", retry_after=60),
     "dead_letter": lambda claim: settle.dead_letter(claim, code="permanent", message="stale"),
     "stopped": settle.stopped,
     "suspend": lambda claim: settle.suspend(claim, scene.wait()),
@@ -171,6 +183,87 @@ WHOLE: dict[str, tuple[Callable[[Claim], Any], Callable[[Claim], Any]]] = {
         lambda claim: scene.taken(),
     ),
 }
+
+
+def queued_behind(claim: Claim) -> None:
+    scene.post("one", thread_id=claim.thread_id)
+    say(claim, "two", if_active="steer")
+
+
+def waits_for_input(claim: Claim) -> None:
+    settle.suspend(claim, scene.wait("user_input"))
+
+
+def waits_for_an_answer(claim: Claim) -> None:
+    [ticket] = checkpoint.ask(claim, [asking.question(claim)])
+    asking.suspend(claim, [ticket.ticket_id])
+
+
+def interrupted(claim: Claim) -> None:
+    queued_behind(claim)
+    interrupt.thread(scope=scene.SCOPE, thread_id=claim.thread_id)
+
+
+def said_to_nobody_at_work(claim: Claim) -> None:
+    settle.complete(claim)
+    say(claim, "one")
+
+
+def say(claim: Claim, text: str, **more: Any) -> Any:
+    return post.to_thread(scope=scene.SCOPE, thread_id=claim.thread_id, messages=[text], **more)
+
+
+def last(claim: Claim) -> uuid.UUID:
+    """The message of the thread that was said last and is not read."""
+    return Message.objects.filter(thread_id=claim.thread_id).pending().latest("position").pk
+
+
+def of(claim: Claim, **more: Any) -> dict[str, Any]:
+    return {"scope": scene.SCOPE, "thread_id": claim.thread_id, **more}
+
+
+# What is said to a thread, and what is done about what was said.
+TALK: dict[str, tuple[Callable[[Claim], Any], Callable[[Claim], Any]]] = {
+    "post": (lambda claim: None, lambda claim: say(claim, "one")),
+    "join": (said_to_nobody_at_work, lambda claim: say(claim, "two")),
+    "steer": (lambda claim: None, lambda claim: say(claim, "one", if_active="steer")),
+    "feed": (waits_for_input, lambda claim: say(claim, "one")),
+    "interrupting post": (queued_behind, lambda claim: say(claim, "three", if_active="interrupt")),
+    "interrupt": (queued_behind, lambda claim: interrupt.thread(**of(claim))),
+    "interrupt a wait": (waits_for_input, lambda claim: interrupt.thread(**of(claim))),
+    "cancel": (lambda claim: None, lambda claim: cancel.run(scope=scene.SCOPE, run_id=claim.run_id)),
+    "cancel a wait": (waits_for_an_answer, lambda claim: cancel.run(scope=scene.SCOPE, run_id=claim.run_id)),
+    "cancel all": (queued_behind, lambda claim: cancel.thread(**of(claim))),
+    "edit": (queued_behind, lambda claim: pending.edit(**of(claim, message_id=last(claim), content="better"))),
+    "retract": (
+        lambda claim: scene.post("one", thread_id=claim.thread_id),
+        lambda claim: pending.retract(**of(claim, message_id=last(claim))),
+    ),
+    "reorder": (queued_behind, lambda claim: pending.reorder(**of(claim, message_ids=[last(claim)]))),
+    "release": (interrupted, lambda claim: pending.release(**of(claim))),
+    "durable": (
+        lambda claim: None,
+        lambda claim: deliver.message(**of(claim, message_id="m-1", content="once", agent="echo")),
+    ),
+    "decide": (
+        waits_for_an_answer,
+        lambda claim: decide.ticket(
+            scope=scene.SCOPE, run_id=claim.run_id, ticket_id=Ticket.objects.get().ticket_id, action="resume"
+        ),
+    ),
+    "resume": (
+        lambda claim: settle.suspend(claim, scene.wait()),
+        lambda claim: resume.run(scope=scene.SCOPE, run_id=claim.run_id, payload=1),
+    ),
+    "next turn": (lambda claim: say(claim, "one", if_active="steer"), lambda claim: settle.complete(claim)),
+    "checkpoint": (lambda claim: say(claim, "one", if_active="steer"), lambda claim: checkpoint.reach(claim)),
+    "wait for what was said": (queued_behind, waits_for_input),
+    "expiry of a question": (
+        lambda claim: (waits_for_an_answer(claim), asking.overdue(Ticket.objects.get().ticket_id)),
+        lambda claim: tick.expire_tickets(),
+    ),
+}
+WHOLE |= TALK
 
 
 @pytest.mark.parametrize("verb", WHOLE)

@@ -7,6 +7,7 @@ import pytest
 
 from mailbox_app.errors import (
     ActiveRunConflict,
+    AlreadyExists,
     DuplicateKey,
     InvalidInput,
     LeaseLost,
@@ -203,6 +204,7 @@ def test_a_foreground_submit_reads_what_the_superseded_runs_had_not_before_its_o
     assert (met.run_id, met.outcome, met.superseded_run_ids) == (claim.run_id, "requested", [second.run_id])
     assert (met.held_message_ids, held(claim)) == ([], [])
     assert scene.dispatch(posted).epoch == met.epoch == 1
+    assert (scene.dispatch(claim).status, scene.run(claim).status) == ("claimed", "running"), "it was asked"
     assert scene.take() is None, "it starts when the old one has been settled"
     settle.stopped(claim)
     taken = scene.taken()
@@ -274,6 +276,45 @@ def test_refusals_have_no_side_effects() -> None:
             stop(claim, reason="x" * 201)
         with pytest.raises(ActiveRunConflict):
             scene.post(thread_id=claim.thread_id, if_active="reject")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "a key in use": ({"dedupe_key": "elsewhere"}, DuplicateKey),
+    "the key of the run that executes": ({"dedupe_key": "at work"}, DuplicateKey),
+    "a message's id in use": ({"messages": [{"content": "x", "client_id": "m-1"}]}, AlreadyExists),
+    "an unknown configuration": ({"config_version": "v0"}, InvalidInput),
+    "another run expected": ({"expected_run_id": uuid.UUID(int=1)}, ActiveRunConflict),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_whoever_is_refused_interrupts_nobody_alone_or_in_a_batch(name: str) -> None:
+    wrong, error = REFUSED[name]
+    scene.post(dedupe_key="elsewhere", messages=[{"content": "x", "client_id": "m-1"}])
+    settle.nack(scene.taken(), code="transient", message="no", retry_after=60)
+    claim = scene.posted_and_taken(dedupe_key="at work")
+    scene.post("second", thread_id=claim.thread_id)
+    submit.messages(scope=scene.SCOPE, thread_id=claim.thread_id, messages=["mind this"], boundary="next_step")
+    with scene.nothing_changes(), pytest.raises(error):
+        cut_in(claim, **wrong)
+    body = {"messages": ["rather this"], "thread_id": claim.thread_id, "agent": "echo", "if_active": "interrupt"}
+    with scene.nothing_changes(), pytest.raises(error):
+        submit.many(scope=scene.SCOPE, submissions=[body, {**body, **wrong}])
+    assert scene.dispatch(claim).cancel_requested_at is None
+
+
+def test_what_stopped_runs_would_have_read_alone_is_read_alone_and_the_rest_behind_it_in_order() -> None:
+    claim = scene.posted_and_taken("at work")
+    for text, how in (("A", {"granularity": "one"}), ("B", None), ("C", None)):
+        scene.post(text, thread_id=claim.thread_id, delivery=how)
+    cut_in(claim, "D")
+    settle.stopped(claim)
+    read = []
+    while (taken := scene.take()) is not None:
+        read.append([message.content for message in taken.messages])
+        settle.complete(taken)
+    assert read == [["A"], ["B", "C", "D"]]
+    assert not Message.objects.pending().exists()
 
 
 def test_released_messages_are_read_by_runs_like_those_that_lost_them() -> None:

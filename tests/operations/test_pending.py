@@ -468,3 +468,30 @@ def test_what_a_run_has_left_unread_goes_before_what_was_put_behind_it_by_a_seco
         read += [message.content for message in claim.messages]
         settle.complete(claim)
     assert read == ["a", "b", "u"]
+
+
+def test_a_withdrawal_leaves_the_numbers_of_all_others_as_they_are() -> None:
+    posted = scene.post(messages=["a", "b", "c"])
+    edit(posted, 2, content="see")
+    before = {pk: Message.objects.values().get(pk=pk) for pk in (posted.message_ids[0], posted.message_ids[2])}
+    retract(posted, 1)
+    assert {pk: Message.objects.values().get(pk=pk) for pk in before} == before
+    assert edit(posted, 2, content="sea", revision=2).message.revision == 3
+
+
+def test_whatever_is_said_read_or_released_changes_the_number_of_what_is_pending() -> None:
+    first = scene.post()
+    numbers = [scene.thread(first).pending_revision]
+
+    def then(act: Any) -> None:
+        act()
+        numbers.append(scene.thread(first).pending_revision)
+
+    claim = scene.taken()
+    numbers.append(scene.thread(first).pending_revision)
+    then(lambda: scene.post("behind", thread_id=first.thread_id))
+    then(lambda: steer(claim, "left"))
+    then(lambda: checkpoint.reach(claim))
+    then(lambda: interrupt.thread(scope=scene.SCOPE, thread_id=first.thread_id))
+    then(lambda: pending.release(scope=scene.SCOPE, thread_id=first.thread_id))
+    assert numbers == sorted(set(numbers)), "each is another"

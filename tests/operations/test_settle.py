@@ -235,3 +235,15 @@ def test_a_dead_letter_is_never_claimed_again() -> None:
     assert scene.flag(claim) == scene.IDLE
     assert scene.take() is None
     assert Run.objects.not_done().count() == 0
+
+
+def test_an_end_is_told_once_and_an_attempt_that_is_followed_by_another_is_none() -> None:
+    claim = scene.posted_and_taken(max_attempts=3)
+    for _ in range(2):
+        settle.nack(claim, code="transient", message="no", retry_after=0)
+        claim = scene.taken()
+    settle.nack(claim, code="transient", message="no")
+    assert scene.kinds(claim) == [
+        *("ThreadCreated", "RunQueued", "RunStarted", "RunRescheduled", "RunResumed", "RunRescheduled"),
+        *("RunResumed", "RunErrored"),
+    ]

@@ -92,6 +92,8 @@ def test_a_blank_agent_is_the_thread_s_last_one_else_the_default(settings: Any) 
     assert scene.run(first).agent == "echo"
     scene.post(agent="analyst", thread_id=first.thread_id)
     assert scene.run(scene.post(agent=" ", thread_id=first.thread_id)).agent == "analyst"
+    assert scene.taken().run_id == first.run_id, "a run of another agent, that began since"
+    assert scene.run(scene.post(agent="", thread_id=first.thread_id)).agent == "analyst"
 
 
 def test_an_agent_s_own_wishes_apply_unless_the_caller_has_others() -> None:
@@ -242,3 +244,29 @@ def test_every_refusal_has_a_code_of_its_own_and_a_sentence() -> None:
         "unknown_agent",
         "no worker has registered an agent named 'nobody'",
     )
+
+
+def test_what_is_queued_behind_an_open_run_changes_nothing_of_it() -> None:
+    claim = scene.posted_and_taken()
+    scheduled = scene.post("later", thread_id=claim.thread_id, available_at=scene.database_now() + timedelta(hours=1))
+    before, epoch = scene.tables(), scene.thread(claim).epoch
+    posted = scene.post("behind", thread_id=claim.thread_id)
+    after = scene.tables()
+    for name, rows in before.items():
+        if name != "Thread":
+            known = {row["id"] for row in rows}
+            assert [row for row in after[name] if row["id"] in known] == rows, f"{name} changed"
+    assert (scene.thread(claim).epoch, scene.dispatch(posted).epoch) == (epoch, epoch)
+    assert (posted.status, posted.interrupted) == ("created", None)
+    assert scene.run(scheduled).status == "created"
+
+
+def test_without_a_word_about_it_a_run_has_as_many_attempts_and_the_place_the_settings_say(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "max_attempts": 7, "default_priority": 99}
+    dispatch = scene.dispatch(scene.post())
+    assert (dispatch.max_attempts, dispatch.priority) == (7, 99)
+
+
+def test_without_a_thread_a_new_one_is_made_for_each_and_their_ids_rise_with_time() -> None:
+    ids = [scene.post(thread_id=nobody).thread_id for nobody in (None, None, None)]
+    assert (ids, {pk.version for pk in ids}) == (sorted(set(ids)), {7})

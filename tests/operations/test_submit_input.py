@@ -95,6 +95,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "message metadata nul": (a_message(metadata={"a": {"b": NUL}}), "messages[0].metadata.a.b", "unstorable_text"),
     "scope blank": ({"scope": " "}, "scope", "blank"),
     "scope none": ({"scope": None}, "scope", "not_a_string"),
+    "scope with a line break": ({"scope": "ac\nme"}, "scope", "control_character"),
+    "scope with an escape": ({"scope": "ac\x1b[2Jme"}, "scope", "control_character"),
     "scope long": ({"scope": "x" * 201}, "scope", "too_long"),
     "agent number": ({"agent": 5}, "agent", "not_a_string"),
     "agent nul": ({"agent": NUL}, "agent", "unstorable_text"),
@@ -175,6 +177,7 @@ TITLES: list[tuple[dict[str, Any], str]] = [
     ({"key": ""}, "key"),
     ({"metadata": {"a": SURROGATE}}, "metadata.a"),
     ({"scope": ""}, "scope"),
+    ({"scope": "ac\tme"}, "scope"),
 ]
 
 

@@ -1,12 +1,15 @@
 """Turns: a natural end that has more to read goes on; any other end leaves it to a run of its own."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 
 from mailbox_app.errors import InvalidInput, LeaseLost
 from mailbox_app.models import Dispatch, Event, Message, Run
-from mailbox_app.operations import checkpoint, recover, replay, settle, submit
+from mailbox_app.operations import cancel, checkpoint, interrupt, pending, recover, replay, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
 
@@ -290,3 +293,51 @@ def test_a_replay_begins_with_the_turn_s_input_and_is_handed_what_checkpoints_ha
     scene.expire_lease(third)
     recover.reclaim()
     assert texts(scene.taken()) == ["three"], "what its original had read belongs to the turn it began with"
+
+
+def fails(claim: Claim) -> None:
+    settle.dead_letter(claim, code="permanent", message="no")
+
+
+def is_cancelled(claim: Claim) -> None:
+    cancel.run(scope=scene.SCOPE, run_id=claim.run_id)
+    if scene.dispatch(claim).status == "claimed":
+        settle.stopped(claim)
+
+
+def is_interrupted_and_released(claim: Claim) -> None:
+    interrupt.thread(scope=scene.SCOPE, thread_id=claim.thread_id)
+    settle.stopped(claim)
+    pending.release(scope=scene.SCOPE, thread_id=claim.thread_id)
+
+
+def waits_until_its_wait_expires(claim: Claim) -> None:
+    settle.suspend(claim, scene.wait())
+    Run.objects.filter(pk=claim.run_id).update(wait_until=Now() - timedelta(seconds=1))
+    assert tick.expire_waits() == 1
+
+
+OPEN_ENDS = (fails, is_cancelled, is_interrupted_and_released, waits_until_its_wait_expires)
+TARGETED = [(boundary, end) for boundary in ("next_step", "on_natural_end") for end in OPEN_ENDS]
+
+
+@pytest.mark.parametrize("fallback", ["new_run", None])
+@pytest.mark.parametrize(("boundary", "end"), [*TARGETED, ("resume_input", is_cancelled)])
+def test_what_was_for_a_run_that_has_ended_never_holds_up_what_is_said_later(
+    boundary: str, end: Callable[[Claim], None], fallback: str | None
+) -> None:
+    claim = scene.posted_and_taken()
+    if boundary == "resume_input":
+        settle.suspend(claim, scene.wait("user_input"))
+    how = {"boundary": boundary, "target_run_id": claim.run_id, "fallback": fallback, "barrier": True}
+    target = scene.post("for you", thread_id=claim.thread_id, delivery=how)
+    end(claim)
+    row = Message.objects.get(pk=target.message_ids[0])
+    assert (row.state, row.retract_reason) == (("pending", "") if fallback else ("retracted", "target_ended"))
+    later = scene.post("later", thread_id=claim.thread_id, if_active="interrupt")
+    read = []
+    while (following := scene.take()) is not None:
+        read += texts(following)
+        settle.complete(following)
+    assert read == [*(["for you"] if fallback else []), "later"]
+    assert scene.run(later).status == "done"

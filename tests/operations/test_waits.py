@@ -10,9 +10,9 @@ from django.db.models.functions import Now
 
 from mailbox_app.errors import Conflict, Gone, InvalidInput, RunNotFound
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread
-from mailbox_app.operations import cancel, checkpoint, resume, settle, submit, tick
+from mailbox_app.operations import cancel, checkpoint, deliver, prune, recover, resume, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
-from tests.operations import scene
+from tests.operations import asking, scene
 
 pytestmark = pytest.mark.django_db
 
@@ -277,3 +277,15 @@ def test_what_was_said_to_a_waiting_run_that_is_cancelled_gets_a_run_of_its_own(
     assert cancel.run(scope=scene.SCOPE, run_id=claim.run_id).outcome == "cancelled"
     assert Event.objects.filter(kind="MessageRequeued").count() == 1
     assert [message.content for message in scene.taken().messages] == ["psst"]
+
+
+@pytest.mark.parametrize("reason", ["external_event", "manual_pause", "user_input", "tool_permission"])
+def test_no_pass_wakes_or_ends_a_run_that_waits_for_somebody(reason: str) -> None:
+    if reason == "tool_permission":
+        asking.waiting()
+    else:
+        suspended(reason)
+    Dispatch.objects.update(completed_at=Now() - timedelta(days=6))
+    with scene.nothing_changes():
+        passes = (tick.promote, tick.expire_tickets, tick.expire_waits, recover.reclaim, recover.repair)
+        assert [act() for act in (*passes, recover.finish_cancelled, deliver.batch, prune.batch)] == [0] * 8

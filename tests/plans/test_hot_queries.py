@@ -26,7 +26,19 @@ from mailbox_app.models import (
     ready,
 )
 from mailbox_app.models.writes import Writes
-from mailbox_app.operations import candidates, claim, deliver, freeze, heads, missing, ownership, permits, replay, room
+from mailbox_app.operations import (
+    candidates,
+    children,
+    claim,
+    deliver,
+    freeze,
+    heads,
+    missing,
+    ownership,
+    permits,
+    replay,
+    room,
+)
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -62,6 +74,10 @@ FILL = """
     SELECT id, id, id, 'message', 1, '{}', CASE WHEN due_at IS NULL THEN 'delivered' ELSE 'pending' END, 0, '',
         CASE WHEN due_at IS NULL THEN now() END
     FROM mailbox_thread;
+
+    INSERT INTO mailbox_outbox (id, source_thread_id, target_thread_id, kind, "order", payload, status, attempt_count,
+        last_error)
+    SELECT gen_random_uuid(), id, id, 'wake', 2, '{}', 'pending', 0, '' FROM mailbox_thread WHERE due_at IS NOT NULL;
 
     INSERT INTO mailbox_event (thread_id, cursor, run_id, kind, payload, visibility, schema_version, correlation_id)
     SELECT id, cursor, id, 'RunQueued', '{}', 'public', 1, '' FROM mailbox_thread, generate_series(1, 3) AS cursor;
@@ -328,6 +344,12 @@ def test_what_is_to_be_delivered_is_found_among_what_is_pending() -> None:
     thread = a_thread()
     sql = deliver.FIRST.replace("{columns}", "outbox.*")
     assert_uses("outbox_in_order", (sql, {"source": thread.pk, "target": thread.pk}))
+
+
+def test_errands_are_found_among_those_that_are_pending() -> None:
+    assert_uses("outbox_errands", (children.DUE, {"limit": 100}))
+    sql = children.NEXT.replace("{columns}", "outbox.*")
+    assert_uses("outbox_errands_to", (sql, {"target": a_thread().pk}))
 
 
 def test_waits_that_are_over_are_found_among_what_waits() -> None:

@@ -25,6 +25,7 @@ BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constr
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
 KILLS = "tests/chaos/test_kills.py"
+TALK = "tests/proof/test_talk.py"
 # A test that waits for a lock nobody gives back, the first one's making of the database included; a file without end.
 TEST_SECONDS, FILE_SECONDS = 180, 900
 # Of a test's name: some say all of a row.
@@ -326,6 +327,65 @@ MUTATIONS = (
         f"{OPERATIONS}/accept.py",
         (("    interrupt.pass_on(thread, stopped.unread, queued)\n", ""),),
         noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
+    # What is said, who reads it, and who is told.
+    Mutation(
+        "whose message it is",
+        f"{OPERATIONS}/freeze.py",
+        (("    if message.run_id not in (None, run.pk):\n        return False\n", ""),),
+        noticed_by=("tests/operations/test_freeze.py", "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the barrier behind what was skipped",
+        f"{OPERATIONS}/freeze.py",
+        (("if message.barrier and (has_skipped or _is_behind_another(message, run)):", "if False:"),),
+        noticed_by=("tests/operations/test_freeze.py", "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the end of what was for one run alone",
+        f"{OPERATIONS}/ending.py",
+        (('            thread.move(message, RETRACT, retract_reason="target_ended")\n', "            continue\n"),),
+        noticed_by=("tests/operations/test_turns.py", "tests/operations/test_messages.py", TALK),
+    ),
+    Mutation(
+        "the run for what is left unread",
+        f"{OPERATIONS}/ending.py",
+        (
+            (
+                "    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)\n",
+                "    pass\n",
+            ),
+        ),
+        noticed_by=("tests/operations/test_turns.py", "tests/races/test_turns_waits_deliveries.py", TALK),
+    ),
+    Mutation(
+        "the place of what is left unread",
+        f"{OPERATIONS}/enqueue.py",
+        (("_created(thread, spec, left[0].position)", "_created(thread, spec, thread.take_order())"),),
+        noticed_by=("tests/operations/test_turns.py", "tests/operations/test_interrupt.py"),
+    ),
+    Mutation(
+        "the new reader of what an interrupt stopped",
+        f"{OPERATIONS}/interrupt.py",
+        (("        thread.change(message, run_id=queued.run.pk)\n", "        pass\n"),),
+        noticed_by=("tests/operations/test_interrupt.py", "tests/races/test_messages.py", TALK),
+    ),
+    Mutation(
+        "the guard of a revision",
+        f"{OPERATIONS}/zone.py",
+        (("if revision not in (None, message.revision):", "if False:"),),
+        noticed_by=("tests/operations/test_pending.py", "tests/races/test_pending.py"),
+    ),
+    Mutation(
+        "the first answer",
+        f"{OPERATIONS}/decide.py",
+        (("    if decision_id != asked.decision_id:\n", "    if False:\n"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "whose thread it is",
+        "mailbox_app/api/v1/threads.py",
+        (("Thread.objects.in_scope(scope).filter(pk=thread_id)", "Thread.objects.filter(pk=thread_id)"),),
+        noticed_by=("tests/api/test_scopes.py", "tests/api/test_authentication.py"),
     ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),

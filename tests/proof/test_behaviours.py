@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LISTED = tomllib.loads((Path(__file__).with_name("behaviours.toml")).read_text())
+FILES = ("behaviours.toml", "conversations.toml")
+TABLES = [tomllib.loads((Path(__file__).with_name(name)).read_text()) for name in FILES]
+LISTED = {group: rows for table in TABLES for group, rows in table.items()}
 REASONS = ("open: ", "not ours: ")
 BEHAVIOURS = [
     (f"{group}-{number}", sentence, proofs)
@@ -36,6 +38,10 @@ def test_each_behaviour_names_tests_there_are_or_says_why_not(sentence: str, pro
         assert (ROOT / path).is_file(), path
         found = names_in(path)
         assert name in found if name else any(one.startswith("test_") for one in found), proof
+
+
+def test_no_group_stands_in_two_files() -> None:
+    assert len(LISTED) == sum(len(table) for table in TABLES)
 
 
 def test_numbers_have_no_gap_and_what_is_open_is_told() -> None:

@@ -99,7 +99,7 @@ def scope_of(request: Request) -> str:
     if isinstance(request.auth, ApiToken):
         return request.auth.scope
     try:
-        return inputs.text("scope", _resolver(conf.scope_for_user)(request.user))
+        return inputs.scope(_resolver(conf.scope_for_user)(request.user))
     except InvalidInput as error:
         raise AuthenticationFailed("The user belongs to no scope.") from error
 

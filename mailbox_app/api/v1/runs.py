@@ -267,7 +267,8 @@ class ThreadLatestRunView(MailboxView):
         """The run that was submitted last. 404 while there is none."""
         parameters(request)
         thread = threads.find(self.scope, thread_id)
-        return Response(_shown(request, _first(Run.objects.filter(thread=thread), thread, "run")))
+        latest = [] if thread.latest_run_id is None else [thread.latest_run_id]
+        return Response(_shown(request, _first(Run.objects.filter(pk__in=latest), thread, "run")))
 
 
 def find(scope: str, given: str) -> Run:

@@ -72,6 +72,24 @@ def ends(ctx: Context) -> str:
         return f"did {' '.join(map(str, done))}"
 
 
+@agent("workload.family")
+def family(ctx: Context) -> dict[str, object]:
+    """Spawn `children` runs of this agent, one generation fewer below each, and wait for them; outputs what each did.
+
+    Options: log (path), children, generations (0: spawn none), seconds (before and after the wait).
+    """
+    options = ctx.options
+    generations = int(options.get("generations", 1))
+    with _telling(ctx):
+        time.sleep(options.get("seconds", 0.0))
+        below = {**options, "generations": generations - 1}
+        for number in range(options.get("children", 2) if generations else 0):
+            ctx.spawn(f"child {number}", agent="workload.family", options=below, key=str(number))
+        ended = ctx.wait_for_children()
+        time.sleep(options.get("seconds", 0.0))
+        return {one["run_id"]: [one["termination"]["type"], one["output"]] for one in ended}
+
+
 @agent("workload.stuck", timeout_seconds=1, max_attempts=1)
 def stuck(ctx: Context) -> None:
     """Go past the time limit until the file `gate` exists, without a verb that could stop it."""

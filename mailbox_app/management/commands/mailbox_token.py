@@ -24,7 +24,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            names = {name: inputs.text(name, options[name]) for name in ("name", "scope")}
+            names = {"name": inputs.text("name", options["name"]), "scope": inputs.scope(options["scope"])}
         except InvalidInput as error:
             raise CommandError(error.message) from error
         days = options["days"]
