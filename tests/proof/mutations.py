@@ -327,6 +327,7 @@ MUTATIONS = (
         f"{OPERATIONS}/accept.py",
         (("    interrupt.pass_on(thread, stopped.unread, queued)\n", ""),),
         noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
+    ),
     # What is said, who reads it, and who is told.
     Mutation(
         "whose message it is",
