@@ -279,11 +279,13 @@ def _move_runs(thread: Thread, rows: Sequence[Message], last: int) -> list[uuid.
     for row in rows:
         if row.run_id in waiting and not row.held:
             first[row.run_id] = min(row.position, first.get(row.run_id, row.position))
+    # A place somebody's message stands in is that one's: a run of its own may come to stand there.
+    places = {row.position for row in rows}
     moved, before = [], 0
     for place, run_id in sorted((place, run_id) for run_id, place in first.items()):
         dispatch = waiting[run_id]
         # A run was made before its messages: its own number, too, is right between theirs and those in front.
-        if not before < dispatch.order <= place:
+        if not before < dispatch.order <= place or dispatch.order in places - {place}:
             thread.change(dispatch.run, order=place)
             thread.change(dispatch, order=place)
             moved.append(run_id)

@@ -457,6 +457,19 @@ def test_every_change_is_told_and_numbered() -> None:
     assert list(told)[-3:] == ["MessageEdited", "MessagesReordered", "MessageRetracted"]
 
 
+def test_what_a_run_has_left_unread_goes_before_what_was_put_behind_it_by_a_second_order() -> None:
+    first = scene.post("a", messages=["a", "b"], delivery={"granularity": "one"})
+    other = scene.post("u", thread_id=first.thread_id)
+    on_thread = {"scope": scene.SCOPE, "thread_id": first.thread_id}
+    pending.reorder(**on_thread, message_ids=[first.message_ids[0], other.message_ids[0]])
+    pending.reorder(**on_thread, message_ids=first.message_ids)
+    read = []
+    while claim := scene.take():
+        read += [message.content for message in claim.messages]
+        settle.complete(claim)
+    assert read == ["a", "b", "u"]
+
+
 def test_a_withdrawal_leaves_the_numbers_of_all_others_as_they_are() -> None:
     posted = scene.post(messages=["a", "b", "c"])
     edit(posted, 2, content="see")

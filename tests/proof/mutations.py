@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = "tests/proof/test_machine.py"
+CONVERSATION = f"{MACHINE}::test_a_conversation_goes_as_the_oracle_says_in_whatever_order"
 BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
@@ -224,6 +225,108 @@ MUTATIONS = (
         f"{OPERATIONS}/ending.py",
         (("Ticket.objects.of_run(run.pk).open().move(CLOSE)", "pass"),),
         noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    # What only somebody who talks notices.
+    Mutation(
+        "the guard of a message",
+        f"{OPERATIONS}/zone.py",
+        (("if revision not in (None, message.revision):", "if False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the guard of an order",
+        f"{OPERATIONS}/zone.py",
+        (("if pending_revision not in (None, thread.pending_revision):", "if False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "what is held",
+        f"{OPERATIONS}/freeze.py",
+        (("    WHERE NOT held\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
+    ),
+    Mutation(
+        "the message that is read alone",
+        f"{OPERATIONS}/freeze.py",
+        (("        if is_alone and taken:\n            break\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_freeze.py"),
+    ),
+    Mutation(
+        "the barrier that ends a batch",
+        f"{OPERATIONS}/freeze.py",
+        (("if is_alone or message.barrier:", "if is_alone:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the head behind a barrier",
+        f"{OPERATIONS}/heads.py",
+        (("if any(message.barrier for message in unread.get(thread.pk, ()))", "if False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the end of a run that has nothing left to read",
+        f"{OPERATIONS}/pending.py",
+        (("and not _is_wanted(thread, run, message):", "and False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the resume that has nothing left to bring",
+        f"{OPERATIONS}/pending.py",
+        (("        if withdrawn is not None:\n", "        if False:\n"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the runs that move with an order",
+        f"{OPERATIONS}/pending.py",
+        (("run_ids = _move_runs(thread, rows, last)", "run_ids = []"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "whom a message may join",
+        f"{OPERATIONS}/joining.py",
+        ((" or not _is_alike(last.run, spec)", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "what others have said to a run that is cancelled",
+        f"{OPERATIONS}/joining.py",
+        (("if message.run_id == run.pk and str(message.pk) not in said[by]", "if False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the look of a wait for input that was there",
+        f"{OPERATIONS}/settle.py",
+        (("wait.reason == waits.USER_INPUT and feed.gather(thread, run)", "False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the end of the run whose messages a wait has taken",
+        f"{OPERATIONS}/feed.py",
+        (("    joined = _unstarted(thread, run)\n", "    joined = None\n"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the one resume of input that comes twice",
+        f"{OPERATIONS}/feed.py",
+        (
+            (
+                "    if Dispatch.objects.of_run(run.pk).queued().exists():\n        return",
+                "    if False:\n        return",
+            ),
+        ),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the retraction of what was for a run that ended",
+        f"{OPERATIONS}/ending.py",
+        (("    _retract_targeted(thread, run, unread)\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the readers of what an interrupt has stopped",
+        f"{OPERATIONS}/accept.py",
+        (("    interrupt.pass_on(thread, stopped.unread, queued)\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
     ),
     # What is said, who reads it, and who is told.
     Mutation(

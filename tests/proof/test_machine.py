@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from mailbox_app import channel
-from tests.proof import profiles
+from tests.proof import dialogue, profiles
+from tests.proof.conversing import Conversing
 from tests.proof.limited import Limited
 from tests.proof.machine import Queue
 from tests.proof.oracle import MOST_LOST, MOST_TURNS
@@ -31,6 +32,17 @@ def test_limits_keep_what_they_should_and_nothing_else(settings: Any, monkeypatc
     settings.MAILBOX = {**settings.MAILBOX, **CLOCKLESS, "max_lost": 100}
     monkeypatch.setattr(channel.Breaker, "is_open", lambda self: True)
     run_state_machine_as_test(Limited, settings=_settings())
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.django_db(transaction=True)
+def test_a_conversation_goes_as_the_oracle_says_in_whatever_order(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = {"max_lost": dialogue.MOST_LOST, "max_turns": dialogue.MOST_TURNS, "max_attempts": dialogue.MOST_ATTEMPTS}
+    settings.MAILBOX = {**settings.MAILBOX, **CLOCKLESS, **most}
+    monkeypatch.setattr(channel.Breaker, "is_open", lambda self: True)
+    run_state_machine_as_test(Conversing, settings=_settings())
 
 
 def _settings() -> settings:

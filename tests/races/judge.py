@@ -13,6 +13,7 @@ from mailbox_app.doctor import flags, walk
 from mailbox_app.doctor.findings import Report
 from mailbox_app.models import Dispatch, Event, Message, Outbox, Run
 from mailbox_app.operations import deliver, settle, tick
+from mailbox_app.operations.ownership import Claim
 from tests.operations import scene
 from tests.races.stands import Stand, await_the_time_of
 
@@ -66,10 +67,10 @@ def drained(stand: Stand) -> Outcome:
         for token in list(Dispatch.objects.claimed().values_list("claim_token", flat=True)):
             assert token is not None
             assert token in stand.claims, "a claim was made that nobody was given"
-            settle.complete(stand.claims[token], output="drained")
+            _complete(stand.claims[token])
         while (taken := scene.take()) is not None:
             stand.claims[taken.token] = taken
-            settle.complete(taken, output="drained")
+            _complete(taken)
         await_the_time_of(stand, "tick")
         # Days go by: whatever somebody waits for has not come.
         Run.objects.filter(status="waiting").update(wait_until=Now() - timedelta(seconds=1))
@@ -78,6 +79,12 @@ def drained(stand: Stand) -> Outcome:
     left = list(Run.objects.not_done().values_list("status", "activation__metadata"))
     assert left == [], "not everything comes to an end"
     return outcome(stand)
+
+
+def _complete(claim: Claim | None) -> None:
+    """End its run, however many turns that takes."""
+    while claim is not None:
+        claim = settle.complete(claim, output="drained")
 
 
 def outcome(stand: Stand) -> Outcome:

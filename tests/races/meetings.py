@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from mailbox_app.errors import LeaseLost
-from tests.races import judge, points, stands
+from tests.races import judge, points, stands, zones
 from tests.races.points import Actor
-from tests.races.stands import VERBS, Stand
+from tests.races.stands import Stand
+
+VERBS = {**stands.VERBS, **zones.VERBS}
 
 # What a verb may be told for having met another one: it came too late. Nothing else is refused.
 REFUSALS: dict[tuple[str, str], type[Exception]] = {
     ("settle", "sweep"): LeaseLost,
 }
 # What workers and keepers do again and again.
-PASSES = ("claim", "renew", "tick", "sweep", "deliver", "gc")
+PASSES = ("claim", "renew", "tick", "lapse", "sweep", "deliver", "gc")
 # Of these, several at once may share what is to be done.
 _SHARED = ("tick", "sweep", "deliver", "gc")
 
