@@ -240,12 +240,6 @@ MUTATIONS = (
         noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
     ),
     Mutation(
-        "what is held",
-        f"{OPERATIONS}/freeze.py",
-        (("    WHERE NOT held\n", ""),),
-        noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
-    ),
-    Mutation(
         "the message that is read alone",
         f"{OPERATIONS}/freeze.py",
         (("        if is_alone and taken:\n            break\n", ""),),
