@@ -213,30 +213,32 @@ class ReadyFlag(models.Model):
     def consider(self, dispatch: "Dispatch") -> None:
         """Rewrite the ready flag for one more queued dispatch, the last in order: the flag itself says all else.
 
-        A flag that has gone stale meanwhile (what it says wakes later has come due) is a hint all the same: the claim
-        looks for the true head. Behind a barrier the flag does not say enough: leaving the fence judges.
+        Where it does not say enough, leaving the fence judges: what would go before others that are queued may stand
+        behind the barrier of one of them.
         """
-        if self.blocked_reason == BlockedReason.BARRIER:
-            return
-        self._is_judged = True
         if self.active_run_id is not None or self.is_paused:
+            self._is_judged = True
             return
         if self.open_run_id is not None:
+            self._is_judged = True
             if self.due_at is None and self.wakes_at is None:
                 self.blocked_reason = BlockedReason.OPEN_RUN
             return
         available_at = dispatch.available_at
         is_due = cast(Any, available_at) is NOW or available_at <= self.locked_at
         if is_due and self.blocked_priority is not None:
+            self._is_judged = True
             self.blocked_priority = min(self.blocked_priority, dispatch.priority)
-            return
-        if is_due:
-            is_sooner = self.due_priority is None or dispatch.priority < self.due_priority
-        else:
-            is_sooner = self.wakes_at is None or available_at < self.wakes_at
-        if is_sooner:
-            head = dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
-            self._point_at(is_due, available_at, *head)
+        elif is_due and self.due_priority is not None and dispatch.priority >= self.due_priority:
+            self._is_judged = True
+        elif self.due_at is None and self.wakes_at is None and not self.blocked_reason:
+            self._is_judged = True
+            self._point_at(
+                is_due, available_at, dispatch.priority, dispatch.queue, dispatch.agent, dispatch.version_key
+            )
+        elif not is_due:
+            self._is_judged = True
+            self.wakes_at = available_at if self.wakes_at is None else min(self.wakes_at, available_at)
 
     def block_by_scope(self) -> None:
         """Have the head that was due wait, in its place, until a permit of the scope is given back."""

@@ -128,6 +128,21 @@ def test_what_is_submitted_behind_a_barrier_is_blocked_with_the_rest() -> None:
     assert_agreed(first)
 
 
+def test_what_is_submitted_behind_a_scheduled_barrier_is_blocked_at_once() -> None:
+    first = post("barrier", available_at=later(), delivery={"barrier": True})
+    post("behind", first)
+    assert scene.flag(first) == BLOCKED_AND_WAKING
+    assert_agreed(first)
+
+
+def test_what_would_go_before_a_barrier_by_its_priority_does_not_hide_it_from_its_worker() -> None:
+    first = post("barrier", delivery={"barrier": True}, priority=100)
+    post("sooner", first, priority=1)
+    assert scene.flag(first)[:2] == (True, 100)
+    assert_agreed(first)
+    assert read(first) == ["barrier", "sooner"]
+
+
 def test_a_worker_takes_the_head_that_is_behind_one_of_another_agent_it_cannot_run() -> None:
     rows.registration(agent="other")
     first = post("first")
