@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import Cancelled, LeaseLost, Stop
@@ -69,6 +69,8 @@ class LeaseKeeper:
         self._pid = 0
         # When the watching thread looks next (monotonic), and whether the renewing one has nothing to renew.
         self._looks_at, self._is_idle = math.inf, True
+        # Whether the renewing thread keeps a connection.
+        self._is_connected = False
 
     @property
     def tokens(self) -> list[uuid.UUID]:
@@ -124,6 +126,8 @@ class LeaseKeeper:
         """Renew this claim no longer."""
         with self._changed:
             self._held.pop(claim.token, None)
+            if self._is_connected and not self._held:
+                self._changed.notify_all()
 
     def listen(self, nudges: Callable[[], Iterator[Aim]]) -> None:
         """Follow these nudges, in a thread of their own in this process, which must have no other that does."""
@@ -150,7 +154,7 @@ class LeaseKeeper:
         """Start the threads in this process; a forked child has inherited none."""
         if self._pid != os.getpid():
             self._pid, self._held, self._threads = os.getpid(), {}, {}
-            self._looks_at, self._is_idle = math.inf, True
+            self._looks_at, self._is_idle, self._is_connected = math.inf, True, False
             self._nudged.clear()
             self._unknown.clear()
         for name, work in (("mailbox-lease-keeper", self._renew_forever), ("mailbox-lease-watch", self._watch_forever)):
@@ -181,6 +185,7 @@ class LeaseKeeper:
             with self._changed:
                 while not self._held:
                     self._is_idle = True
+                    self._disconnect()
                     self._changed.wait()
                     renews_at = time.monotonic() + conf.renewal_seconds
                 self._is_idle = False
@@ -199,14 +204,11 @@ class LeaseKeeper:
             return True
         started = time.monotonic()
         try:
-            renewed = self._renew([held.claim.token for held in held_now])
+            renewed = self._renew_once_more([held.claim.token for held in held_now])
         except Exception as error:  # whatever it is: this thread must not end while agents run
             observe("lease.renewal_failed", level=logging.WARNING, error=type(error).__name__, claims=len(held_now))
+            self._disconnect()
             return False
-        finally:
-            # One connection every few seconds costs less than one held idle by every executing process.
-            with contextlib.suppress(Exception):
-                connection.close()
         for held in held_now:
             if held.claim.token in renewed.lost:
                 self._lose(held)
@@ -217,6 +219,26 @@ class LeaseKeeper:
             if held.claim.token in renewed.cancelled and not held.is_cancelled:
                 self._cancel(held, asked_at=time.monotonic() - renewed.cancelled[held.claim.token])
         return True
+
+    def _renew_once_more(self, tokens: Collection[uuid.UUID]) -> Renewed:
+        """Renew; at once again if it is the connection kept from the last time that has broken since.
+
+        It is kept while anything is held: what a nudge is about would reach its agent later by a connection's making.
+        """
+        is_kept, self._is_connected = self._is_connected, True
+        try:
+            return self._renew(tokens)
+        except (OperationalError, InterfaceError):
+            if not is_kept:
+                raise
+            self._disconnect()
+            self._is_connected = True
+            return self._renew(tokens)
+
+    def _disconnect(self) -> None:
+        self._is_connected = False
+        with contextlib.suppress(Exception):
+            connection.close()
 
     def _cancel(self, held: _Held, *, asked_at: float) -> None:
         with self._changed:

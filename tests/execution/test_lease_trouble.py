@@ -7,10 +7,12 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from mailbox_app.errors import LeaseLost, Stop
 from mailbox_app.execution import Context, runner
 from mailbox_app.execution.lease import LeaseKeeper
+from mailbox_app.hints import Aim
 from mailbox_app.operations import claim, recover, settle
 from tests.execution.conftest import Register
 from tests.operations import scene
@@ -74,6 +76,38 @@ def test_an_error_nobody_expects_of_a_renewal_does_not_end_renewals() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_renewal_whose_kept_connection_has_died_is_made_again_at_once(settings: Any) -> None:
+    settings.MAILBOX = {"lease_seconds": 3_600}
+    one, pids = scene.posted_and_taken(), []
+
+    def renew(tokens: Collection[uuid.UUID]) -> claim.Renewed:
+        renewed = claim.renew(tokens=tokens)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pids.append(cursor.fetchone()[0])
+        return renewed
+
+    keeper = LeaseKeeper(renew)
+    aim = Aim(one.thread_id, one.run_id, one.dispatch_id)
+    with keeper.holding(one, stop_with=list[Stop]().append, on_timeout=nothing, timeout=3_600):
+        for number in (1, 2):
+            keeper.nudge(aim)
+            until(lambda number=number: len(pids) == number, "a nudge is followed")
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pids[0]])
+        keeper.nudge(aim)
+        until(lambda: len(pids) == 3, "the renewal is made again, and not with the next one")
+    assert pids[0] == pids[1] != pids[2]
+    until(lambda: not is_connected(pids[2]), "nothing is held, and no connection kept")
+    settle.complete(one)
+
+
+def is_connected(pid: int) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid])
+        return bool(cursor.fetchone()[0])
+
+
 def test_a_run_whose_time_limit_cannot_be_settled_is_left_to_the_sweep(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
