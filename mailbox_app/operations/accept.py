@@ -92,6 +92,7 @@ def _spec(given: Submission, thread: Thread, latest_version: Callable[[str], str
         # What lies in the past is for now, and goes before nobody who came earlier.
         available_at=None if given.available_at is None else max(given.available_at, thread.locked_at),
         dedupe_key=given.dedupe_key,
+        client_id=given.client_id,
         origin=given.origin,
         run_mode="foreground" if given.if_active == "interrupt" else "background",
         options=given.options,

@@ -27,6 +27,7 @@ class RunSpec:
     available_at: datetime | None = None
     config_version: str = ""
     dedupe_key: str | None = None
+    client_id: str | None = None
     # Of the run's `Snapshot`. `adapter`: blank is that of the origin.
     origin: str = "python"
     adapter: str = ""
@@ -160,6 +161,7 @@ def _created(thread: Thread, spec: RunSpec, order: int, activation: dict[str, An
         agent=spec.agent,
         config_version=spec.config_version,
         dedupe_key=spec.dedupe_key,
+        client_id=spec.client_id,
         parent_run_id=None if spec.parent is None else spec.parent.run_id,
         order=order,
         activation=activation,

@@ -43,6 +43,7 @@ class Submission:
     max_attempts: int | None
     config_version: str
     dedupe_key: str | None
+    client_id: str | None
     options: dict[str, Any]
     metadata: dict[str, Any]
     origin: str
@@ -57,6 +58,7 @@ class Submission:
     def unique_names(self) -> list[str]:
         """What no other run or message of the scope may be called."""
         names = [f"dedupe_key:{self.dedupe_key}"] if self.dedupe_key is not None else []
+        names += [f"run client_id:{self.client_id}"] if self.client_id is not None else []
         return names + [f"client_id:{one.client_id}" for one in self.messages if one.client_id is not None]
 
 
@@ -73,6 +75,7 @@ def check(
     priority: int | None = None,
     available_at: datetime | None = None,
     dedupe_key: str | None = None,
+    client_id: str | None = None,
     max_attempts: int | None = None,
     config_version: str = "",
     options: Mapping[str, Any] | None = None,
@@ -95,6 +98,7 @@ def check(
         available_at=inputs.instant("available_at", available_at),
         config_version=inputs.text("config_version", config_version, most=100, may_be_blank=True),
         dedupe_key=inputs.optional_text("dedupe_key", dedupe_key),
+        client_id=inputs.optional_text("client_id", client_id),
         options=inputs.mapping("options", options),
         metadata=inputs.mapping("metadata", metadata),
         origin=origin,
@@ -103,8 +107,9 @@ def check(
         raise InvalidInput("thread_key", "contradiction", "thread_id and thread_key must not be given together")
     if word in ("interrupt", "steer") and checked.available_at is not None:
         raise InvalidInput("available_at", "contradiction", f"what {word}s a thread cannot be for later")
-    if word == "steer" and checked.dedupe_key is not None:
-        raise InvalidInput("dedupe_key", "contradiction", "what steers a run is no run that could hold a dedupe_key")
+    for name in ("dedupe_key", "client_id"):
+        if word == "steer" and getattr(checked, name) is not None:
+            raise InvalidInput(name, "contradiction", f"what steers a run is no run that could hold a {name}")
     if word == "reject" and checked.expected_run_id is not None:
         raise InvalidInput("expected_run_id", "contradiction", "if_active 'reject' expects that no run is open")
     return checked

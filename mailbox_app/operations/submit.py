@@ -35,6 +35,7 @@ def run(
     priority: int | None = None,
     available_at: datetime | None = None,
     dedupe_key: str | None = None,
+    client_id: str | None = None,
     max_attempts: int | None = None,
     config_version: str = "",
     options: Mapping[str, Any] | None = None,
@@ -52,7 +53,8 @@ def run(
     comes not to read get a run of its own; "interrupt" stops what is open or due on the thread, as `interrupt.thread`
     does, and reads what that has not read before its own messages. `expected_run_id`: only while that run is the open
     one. `delivery` says more than `if_active` does, as `delivery.Delivery` has it. `priority` is 0 (first) to 255.
-    `config_version` names a published AgentVersion; blank: the latest one, if there is any.
+    `client_id` is the caller's own name for the run, which no other of the scope ever has. `config_version` names a
+    published AgentVersion; blank: the latest one, if there is any.
 
     Raises InvalidInput, UnknownAgent, ThreadNotFound, Gone, ActiveRunConflict, DuplicateKey, AlreadyExists,
     DeliveryBlockedByBarrier, MailboxFull, Retryable; each leaves nothing behind.
@@ -202,6 +204,11 @@ def refusal(error: IntegrityError, submissions: Sequence[Submission]) -> Excepti
             held = Run.objects.in_scope(submissions[0].scope).filter(dedupe_key__in=keys).not_done()
             key, holder = held.values_list("dedupe_key", "pk").first() or (_repeated(keys), None)
             return DuplicateKey(f"run {holder} holds the dedupe key {key!r}", dedupe_key=key, run_id=holder)
+        case "run_client_id_unique_in_scope":
+            names = [one.client_id for one in submissions if one.client_id is not None]
+            known = Run.objects.in_scope(submissions[0].scope).filter(client_id__in=names)
+            name, holder = known.values_list("client_id", "pk").first() or (_repeated(names), None)
+            return AlreadyExists(f"run {holder} has the client_id {name!r}", field="client_id", run_id=holder)
         case "message_client_id_unique_in_scope":
             return AlreadyExists("a message with one of these client_ids exists", field="messages.client_id")
         case _:

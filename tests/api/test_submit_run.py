@@ -59,6 +59,7 @@ def test_every_field_arrives() -> None:
             "priority": 0,
             "available_at": later.astimezone().isoformat(),
             "dedupe_key": "once",
+            "client_id": "mine-1",
             "max_attempts": 1000,
             "options": {"depth": 2},
             "metadata": {"ticket": "T-1"},
@@ -109,6 +110,17 @@ def test_reject_while_a_run_is_open_is_409_with_the_run() -> None:
     found = make.problem_of(answer)
     assert (answer.status_code, found["code"], found["run_id"]) == (409, "active_run_conflict", str(run.pk))
     assert make.row_counts() == {**before, "ApiToken": 1}
+
+
+def test_a_run_is_found_by_the_id_its_caller_has_given_it() -> None:
+    api = make.api(scope="acme")
+    posted = api.post("/runs", {**HELLO, "client_id": "mine-1"}).json()["run_id"]
+    api.post("/runs", HELLO)
+    [found] = api.get("/runs", client_id="mine-1").json()["items"]
+    assert (found["id"], found["client_id"]) == (posted, "mine-1")
+    assert make.api(scope="other").get("/runs", client_id="mine-1").json()["items"] == []
+    answer = api.post("/runs", {**HELLO, "client_id": "mine-1"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["run_id"]) == (409, "already_exists", posted)
 
 
 def test_a_dedupe_key_in_use_is_409_with_the_holder() -> None:

@@ -183,6 +183,22 @@ def test_a_dedupe_key_names_its_holder_and_is_free_when_that_is_done() -> None:
     assert scene.run(scene.post(dedupe_key="invoice-1")).status == "created"
 
 
+def test_a_caller_s_own_id_of_a_run_is_taken_once_in_a_scope_and_for_good() -> None:
+    holder = scene.post(client_id="run-7")
+    assert scene.run(holder).client_id == "run-7"
+    for thread_id in (None, holder.thread_id):
+        with scene.nothing_changes(), pytest.raises(AlreadyExists) as refused:
+            scene.post(client_id="run-7", thread_id=thread_id)
+        assert refused.value.facts == {"field": "client_id", "run_id": holder.run_id}
+    settle.complete(scene.taken())
+    with pytest.raises(AlreadyExists):
+        scene.post(client_id="run-7")
+    scene.post(client_id="run-7", scope="globex")
+    twice = [{"messages": ["one"], "agent": "echo", "client_id": "run-8"}] * 2
+    with scene.nothing_changes(), pytest.raises(AlreadyExists):
+        submit.many(scope=scene.SCOPE, submissions=twice)
+
+
 @pytest.mark.parametrize("end", ["dead_letter", "cancelled"])
 def test_a_dedupe_key_is_free_however_its_run_ended(end: str) -> None:
     scene.post(dedupe_key="invoice-1")

@@ -121,6 +121,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "time text": ({"available_at": "2026-01-01T00:00:00Z"}, "available_at", "not_a_time"),
     "time without zone": ({"available_at": datetime(2026, 1, 1)}, "available_at", "not_a_time"),
     "dedupe key blank": ({"dedupe_key": ""}, "dedupe_key", "blank"),
+    "run id blank": ({"client_id": ""}, "client_id", "blank"),
+    "client id that steers": ({"client_id": "mine", "if_active": "steer"}, "client_id", "contradiction"),
     "dedupe key nul": ({"dedupe_key": NUL}, "dedupe_key", "unstorable_text"),
     "options list": ({"options": []}, "options", "not_an_object"),
     "options nul key": ({"options": {NUL: 1}}, "options", "unstorable_text"),

@@ -82,6 +82,12 @@ class NewRunSerializer(serializers.Serializer[Any]):
     dedupe_key = serializers.CharField(
         required=False, allow_null=True, max_length=200, help_text="No second run holds it until this one is done."
     )
+    client_id = serializers.CharField(
+        required=False,
+        allow_null=True,
+        max_length=200,
+        help_text="An id of your own for the run, unique in your scope; `GET /runs?client_id=` finds it.",
+    )
     max_attempts = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=1000)
     config_version = serializers.CharField(
         required=False,

@@ -47,7 +47,7 @@ from mailbox_app.states import RunStatus
 
 FIELDS = set(requests.NewRunSerializer().fields)
 _CANCEL_FIELDS = set(requests.CancelSerializer().fields)
-_FILTERS = ("thread_id", "parent_run_id", "agent", "status", "created_after", "created_before")
+_FILTERS = ("thread_id", "parent_run_id", "client_id", "agent", "status", "created_after", "created_before")
 # A wait that names no time is one that proxies do not cut off.
 _DEFAULT_WAIT_SECONDS = 30.0
 # What no listing shows, and what may be large.
@@ -88,6 +88,7 @@ class RunsView(MailboxView):
             OpenApiParameter("thread_id", str, description="Only runs of this thread."),
             OpenApiParameter("agent", str),
             OpenApiParameter("status", str, enum=RunStatus.values),
+            OpenApiParameter("client_id", str, description="Only the run to which its caller has given this id."),
             OpenApiParameter("parent_run_id", str, description="Only runs that this run has spawned."),
             *CREATED, CURSOR, LIMIT,
         ],
@@ -99,6 +100,7 @@ class RunsView(MailboxView):
         limit, scope = limit_of(given), self.scope
         wanted: dict[str, Any] = {
             "thread_id": id_of(given, "thread_id"),
+            "client_id": text_of(given, "client_id"),
             "agent": text_of(given, "agent"),
             "parent_run_id": id_of(given, "parent_run_id"),
             "status": choice_of(given, "status", RunStatus.values) if "status" in given else None,

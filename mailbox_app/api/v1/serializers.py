@@ -109,6 +109,7 @@ class RunItemSerializer(serializers.Serializer[Run]):
         source="shown.adapter", help_text="The door at which the intent came in first, whatever made this run of it."
     )
     sender = serializers.CharField(source="shown.sender", help_text="Of its messages; blank where they differ.")
+    client_id = serializers.CharField(allow_null=True, help_text="The id its caller has given it.")
     dedupe_key = serializers.CharField(allow_null=True)
     parent_run_id = serializers.UUIDField(allow_null=True, help_text="The run that has spawned it.")
     replay_of_id = serializers.UUIDField(allow_null=True)
