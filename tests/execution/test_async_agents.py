@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection
 
-from mailbox_app import catalogue, channel
+from mailbox_app import catalogue, saying
 from mailbox_app.errors import LeaseLost, Permanent, Transient
 from mailbox_app.execution import AsyncContext, Context, loop, runner
 from mailbox_app.execution.lease import LeaseKeeper
@@ -391,12 +391,14 @@ def test_an_async_run_past_its_limit_is_settled_and_cancelled(perform: Perform) 
 
 def test_deltas_are_sent_in_order_and_before_the_end(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[int, str]] = []
+    say = saying.Speech.say
 
-    def publish(topic: str, message: dict[str, Any]) -> None:
+    def slowly(speech: saying.Speech, text: str) -> int:
         time.sleep(0.01)
-        shown.append((message["offset"], message["text"]))
+        shown.append((say(speech, text), text))
+        return shown[-1][0]
 
-    monkeypatch.setattr(channel, "publish", publish)
+    monkeypatch.setattr(saying.Speech, "say", slowly)
 
     async def agent(ctx: AsyncContext) -> None:
         for number in range(100):

@@ -13,8 +13,8 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from mailbox_app.errors import Conflict
-from mailbox_app.models import Dispatch, JournalEntry, Message, Outbox, Run, Thread
-from mailbox_app.operations import deliver, recover, resume, settle, submit, tick
+from mailbox_app.models import Dispatch, JournalEntry, Message, Outbox, Run, Thread, outbox_written
+from mailbox_app.operations import deliver, outbox, recover, resume, settle, submit, tick
 from mailbox_app.operations.ownership import Claim
 from tests import given
 from tests.operations import scene
@@ -206,7 +206,7 @@ def send(claim: Claim, to: uuid.UUID, *, n: int = 1) -> None:
 
 
 def leave_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliver, "_at_once", lambda source_id, target_id: None)
+    monkeypatch.setattr(outbox_written, "receivers", [])
 
 
 def test_any_number_of_deliveries_at_once_make_one_message_and_one_run() -> None:
@@ -253,8 +253,9 @@ def test_sweeps_and_senders_at_once_deliver_everything_once_and_in_order(monkeyp
     def sweep() -> int:
         return sum(deliver.batch() for _ in range(10))
 
+    rows = list(Outbox.objects.filter(target_thread_id=threads[0].pk))
     with crew(4) as together:
-        together(sweep, sweep, sweep, lambda: deliver._at_once(claim.thread_id, threads[0].pk))
+        together(sweep, sweep, sweep, lambda: deliver.at_once(None, rows=rows))
     while deliver.batch():
         pass
     assert not Outbox.objects.filter(status="pending").exists()
@@ -265,6 +266,10 @@ def test_sweeps_and_senders_at_once_deliver_everything_once_and_in_order(monkeyp
     assert scene.kinds(claim).count("DeliveryFailed") == 1
 
 
+def too_late() -> bool:
+    raise Conflict("somebody was faster")
+
+
 def test_a_sweep_that_found_a_row_looks_again_under_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_to_the_sweep(monkeypatch)
     claim, there = scene.posted_and_taken(), given.thread()
@@ -273,7 +278,7 @@ def test_a_sweep_that_found_a_row_looks_again_under_the_fence(monkeypatch: pytes
     assert deliver.batch() == 1  # between the other sweep's look and its lock
     with scene.nothing_changes():
         assert deliver._deliver(found, scene.SCOPE)
-        assert deliver._fail(found, code="undeliverable", message="late", is_final=True)
+        assert outbox.end(found, too_late)
 
 
 def test_a_target_that_is_held_is_left_for_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
