@@ -6,7 +6,8 @@ import pytest
 from django.apps import apps
 from django.db import models
 
-from tests.proof.mutations import MUTATIONS, ROOT, Mutation
+from tests.proof.mutants import MUTATIONS, Mutation
+from tests.proof.mutations import ROOT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

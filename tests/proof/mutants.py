@@ -1,0 +1,433 @@
+"""The guards of the queue that `mutations` takes away, and who should notice: texts to replace, indexes to drop."""
+
+from dataclasses import dataclass
+
+MACHINE = "tests/proof/test_machine.py"
+CONVERSATION = f"{MACHINE}::test_a_conversation_goes_as_the_oracle_says_in_whatever_order"
+BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
+EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
+OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
+KILLS = "tests/chaos/test_kills.py"
+TALK = "tests/proof/test_talk.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Texts to replace in one file, or the name of a unique index that the test database is to lack."""
+
+    name: str
+    path: str = ""
+    changes: tuple[tuple[str, str], ...] = ()
+    index: str = ""
+    noticed_by: tuple[str, ...] = ()
+
+
+def _index(name: str, *noticed_by: str) -> Mutation:
+    return Mutation(f"the index {name}", index=name, noticed_by=(BROKEN_ROWS, *noticed_by))
+
+
+MUTATIONS = (
+    Mutation(
+        "the token of a claim",
+        f"{OPERATIONS}/ownership.py",
+        (
+            ("AND dispatch.claim_token = %(token)s", "AND %(token)s::uuid IS NOT NULL"),
+            ("AND dispatch.claim_token = wanted.token", ""),
+        ),
+        noticed_by=("tests/operations/test_fencing.py", "tests/races/test_lock_then_look.py", MACHINE),
+    ),
+    Mutation(
+        "the turn of a claim",
+        f"{OPERATIONS}/settle.py",
+        ((" or dispatch.run.turn != claim.turn", ""),),
+        noticed_by=("tests/operations/test_turns.py", MACHINE),
+    ),
+    Mutation(
+        "SKIP LOCKED of a claim",
+        f"{OPERATIONS}/candidates.py",
+        ((" SKIP LOCKED", ""),),
+        noticed_by=("tests/races/test_claim.py", "tests/operations/test_claim_isolation.py"),
+    ),
+    Mutation(
+        "SKIP LOCKED of a renewal",
+        f"{OPERATIONS}/claim.py",
+        (("NO KEY UPDATE SKIP LOCKED", "NO KEY UPDATE"),),
+        noticed_by=("tests/races/test_leases.py",),
+    ),
+    Mutation(
+        "SKIP LOCKED of a group",
+        f"{MODELS}/thread.py",
+        (("NO KEY UPDATE SKIP LOCKED", "NO KEY UPDATE"),),
+        noticed_by=("tests/races/test_claim.py", "tests/operations/test_complete_some.py"),
+    ),
+    Mutation(
+        "SKIP LOCKED of a pass",
+        f"{MODELS}/thread.py",
+        (("skip_locked=True", "skip_locked=False"),),
+        noticed_by=("tests/races/test_leases.py", "tests/races/test_turns_waits_deliveries.py"),
+    ),
+    Mutation(
+        "SKIP LOCKED of a stamp",
+        f"{OPERATIONS}/missing.py",
+        (("NO KEY UPDATE SKIP LOCKED", "NO KEY UPDATE"),),
+        noticed_by=("tests/races/test_missing.py",),
+    ),
+    Mutation(
+        "the lock of the fence",
+        f"{MODELS}/thread.py",
+        (("ORDER BY id FOR NO KEY UPDATE", "ORDER BY id"),),
+        noticed_by=("tests/races/test_lock_then_look.py", "tests/races/test_claim.py"),
+    ),
+    Mutation(
+        "the rewrite of the flag",
+        f"{MODELS}/thread.py",
+        (("        thread.judge()\n", "        pass\n"),),
+        noticed_by=("tests/operations/test_settle.py", "tests/races/test_lock_then_look.py", MACHINE),
+    ),
+    Mutation(
+        "the flag of a submission",
+        f"{OPERATIONS}/accept.py",
+        (("thread.consider(queued.dispatch)", "thread._is_judged = True"),),
+        noticed_by=("tests/operations/test_submit.py", "tests/races/test_claim.py", MACHINE),
+    ),
+    Mutation(
+        "lock before look",
+        f"{OPERATIONS}/settle.py",
+        (
+            (
+                "    with Thread.objects.fence(claim.thread_id) as thread:\n"
+                "        found = find_endings([claim]).get(claim.token)\n",
+                "    found = find_endings([claim]).get(claim.token)\n"
+                "    with Thread.objects.fence(claim.thread_id) as thread:\n",
+            ),
+        ),
+        noticed_by=("tests/races/test_lock_then_look.py", "tests/races/test_leases.py"),
+    ),
+    Mutation(
+        "the second look of a sweep",
+        f"{OPERATIONS}/recover.py",
+        (("Dispatch.objects.filter(thread=thread).expired()", "Dispatch.objects.filter(thread=thread).claimed()"),),
+        noticed_by=("tests/races/test_leases.py", "tests/operations/test_recover.py"),
+    ),
+    Mutation(
+        "the permit that comes back",
+        f"{MODELS}/thread.py",
+        (("            self._give_back(held)\n", "            pass\n"),),
+        noticed_by=("tests/operations/test_permits.py",),
+    ),
+    Mutation(
+        "SKIP LOCKED of a permit",
+        f"{OPERATIONS}/permits.py",
+        (("        FOR NO KEY UPDATE SKIP LOCKED\n    ) AS permit", "    ) AS permit"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the lock of a bucket",
+        f"{OPERATIONS}/permits.py",
+        (('.order_by("pk").select_for_update(no_key=True)', '.order_by("pk")'),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the look after a block",
+        f"{OPERATIONS}/claim.py",
+        (("after_commit(permits.unblock, exhausted)", "pass"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    Mutation(
+        "the gate of a limit",
+        f"{OPERATIONS}/limits.py",
+        (("        gate.close()\n", "        pass\n"),),
+        noticed_by=("tests/races/test_limits.py",),
+    ),
+    # What only a connection that is cut, or a process that is ended, asks for.
+    Mutation(
+        "the hand-back of a claim that was not answered",
+        f"{EXECUTION}/executor.py",
+        (("        settle.hand_back(tokens=tokens)\n        raise\n", "        raise\n"),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the look of a settle for its own end",
+        f"{OPERATIONS}/settle.py",
+        (("if dispatch is None and has_ended(", "if False and has_ended("),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the look for a record that was not answered",
+        f"{EXECUTION}/journal.py",
+        (("self._records, self._must_look = None, True", "pass"),),
+        noticed_by=(KILLS,),
+    ),
+    Mutation(
+        "the count of lost leases",
+        f"{OPERATIONS}/recover.py",
+        (("            dispatch.lost_count += 1\n", ""),),
+        noticed_by=("tests/operations/test_recover.py", KILLS),
+    ),
+    Mutation(
+        "the look of a wait for answers that came first",
+        f"{OPERATIONS}/settle.py",
+        (("is_answered = not unanswered", "is_answered = False"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "the look of an answer under the fence",
+        f"{OPERATIONS}/decide.py",
+        (
+            (
+                "        asked = _find(found_id, ticket_id)\n        if asked.status == TicketStatus.OPEN:\n",
+                "        if asked.status == TicketStatus.OPEN:\n",
+            ),
+        ),
+        noticed_by=("tests/races/test_decide.py",),
+    ),
+    Mutation(
+        "the look for other questions",
+        f"{OPERATIONS}/tickets.py",
+        (("if any(ticket.pk not in now_answered for ticket in", "if False and any(ticket.pk for ticket in"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/execution/test_ask.py"),
+    ),
+    Mutation(
+        "the second look of a tick for what has lapsed",
+        f"{OPERATIONS}/tick.py",
+        (("Ticket.objects.overdue().filter(run__thread=thread)", "Ticket.objects.filter(run__thread=thread)"),),
+        noticed_by=("tests/races/test_decide.py", "tests/operations/test_decide.py"),
+    ),
+    Mutation(
+        "the end of an answer's time",
+        f"{OPERATIONS}/decide.py",
+        (("if asked.expires_at is not None and asked.expires_at <= thread.locked_at:", "if False:"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "the closing of what a run has asked",
+        f"{OPERATIONS}/ending.py",
+        (("Ticket.objects.of_run(run.pk).open().move(CLOSE)", "pass"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    # What only somebody who talks notices.
+    Mutation(
+        "the guard of a message",
+        f"{OPERATIONS}/zone.py",
+        (("if revision not in (None, message.revision):", "if False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the guard of an order",
+        f"{OPERATIONS}/zone.py",
+        (("if pending_revision not in (None, thread.pending_revision):", "if False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the message that is read alone",
+        f"{OPERATIONS}/freeze.py",
+        (("        if is_alone and taken:\n            break\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_freeze.py"),
+    ),
+    Mutation(
+        "the barrier that ends a batch",
+        f"{OPERATIONS}/freeze.py",
+        (("if is_alone or message.barrier:", "if is_alone:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the head behind a barrier",
+        f"{OPERATIONS}/heads.py",
+        (("if any(message.barrier for message in unread.get(thread.pk, ()))", "if False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the end of a run that has nothing left to read",
+        f"{OPERATIONS}/pending.py",
+        (("and not _is_wanted(thread, run, message):", "and False:"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the resume that has nothing left to bring",
+        f"{OPERATIONS}/pending.py",
+        (("        if withdrawn is not None:\n", "        if False:\n"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "the runs that move with an order",
+        f"{OPERATIONS}/pending.py",
+        (("run_ids = _move_runs(thread, rows, last)", "run_ids = []"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_pending.py"),
+    ),
+    Mutation(
+        "whom a message may join",
+        f"{OPERATIONS}/joining.py",
+        ((" or not _is_alike(last.run, spec)", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "what others have said to a run that is cancelled",
+        f"{OPERATIONS}/joining.py",
+        (("if message.run_id == run.pk and str(message.pk) not in said[by]", "if False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the look of a wait for input that was there",
+        f"{OPERATIONS}/settle.py",
+        (("wait.reason == waits.USER_INPUT and feed.gather(thread, run)", "False"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the end of the run whose messages a wait has taken",
+        f"{OPERATIONS}/feed.py",
+        (("    joined = _unstarted(thread, run)\n", "    joined = None\n"),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the one resume of input that comes twice",
+        f"{OPERATIONS}/feed.py",
+        (
+            (
+                "    if Dispatch.objects.of_run(run.pk).queued().exists():\n        return",
+                "    if False:\n        return",
+            ),
+        ),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the retraction of what was for a run that ended",
+        f"{OPERATIONS}/ending.py",
+        (("    _retract_targeted(thread, run, unread)\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_messages.py"),
+    ),
+    Mutation(
+        "the readers of what an interrupt has stopped",
+        f"{OPERATIONS}/accept.py",
+        (("    interrupt.pass_on(thread, stopped.unread, queued)\n", ""),),
+        noticed_by=(CONVERSATION, "tests/operations/test_interrupt.py"),
+    ),
+    # What is said, who reads it, and who is told.
+    Mutation(
+        "whose message it is",
+        f"{OPERATIONS}/freeze.py",
+        (("    if message.run_id not in (None, run.pk):\n        return False\n", ""),),
+        noticed_by=("tests/operations/test_freeze.py", "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the barrier behind what was skipped",
+        f"{OPERATIONS}/freeze.py",
+        (("if message.barrier and (has_skipped or _is_behind_another(message, run)):", "if False:"),),
+        noticed_by=("tests/operations/test_freeze.py", "tests/operations/test_barriers.py"),
+    ),
+    Mutation(
+        "the end of what was for one run alone",
+        f"{OPERATIONS}/ending.py",
+        (('            thread.move(message, RETRACT, retract_reason="target_ended")\n', "            continue\n"),),
+        noticed_by=("tests/operations/test_turns.py", "tests/operations/test_messages.py", TALK),
+    ),
+    Mutation(
+        "the run for what is left unread",
+        f"{OPERATIONS}/ending.py",
+        (
+            (
+                "    enqueue.unread(thread=thread, ended=run, dispatch=dispatch, messages=unread)\n",
+                "    pass\n",
+            ),
+        ),
+        noticed_by=("tests/operations/test_turns.py", "tests/races/test_turns_waits_deliveries.py", TALK),
+    ),
+    Mutation(
+        "the place of what is left unread",
+        f"{OPERATIONS}/enqueue.py",
+        (
+            (
+                "_created(thread, spec, left[0].position, _requeued(ended))",
+                "_created(thread, spec, thread.take_order(), _requeued(ended))",
+            ),
+        ),
+        noticed_by=("tests/operations/test_turns.py", "tests/operations/test_interrupt.py"),
+    ),
+    Mutation(
+        "the new reader of what an interrupt stopped",
+        f"{OPERATIONS}/interrupt.py",
+        (("        thread.change(message, run_id=queued.run.pk)\n", "        pass\n"),),
+        noticed_by=("tests/operations/test_interrupt.py", "tests/races/test_messages.py", TALK),
+    ),
+    Mutation(
+        "the guard of a revision",
+        f"{OPERATIONS}/zone.py",
+        (("if revision not in (None, message.revision):", "if False:"),),
+        noticed_by=("tests/operations/test_pending.py", "tests/races/test_pending.py"),
+    ),
+    Mutation(
+        "the first answer",
+        f"{OPERATIONS}/decide.py",
+        (("    if decision_id != asked.decision_id:\n", "    if False:\n"),),
+        noticed_by=("tests/operations/test_decide.py", "tests/races/test_decide.py"),
+    ),
+    Mutation(
+        "whose thread it is",
+        "mailbox_app/api/v1/threads.py",
+        (("Thread.objects.in_scope(scope).filter(pk=thread_id)", "Thread.objects.filter(pk=thread_id)"),),
+        noticed_by=("tests/api/test_scopes.py", "tests/api/test_authentication.py"),
+    ),
+    Mutation(
+        "the news of a child's end",
+        f"{MODELS}/thread.py",
+        (('if move.noun == "run" and move.target == RunStatus.DONE:', "if False:"),),
+        noticed_by=("tests/operations/test_children.py", "tests/execution/test_children.py"),
+    ),
+    Mutation(
+        "the look of a wait for children that ended first",
+        f"{OPERATIONS}/settle.py",
+        (("        ended_children = lineage.outcomes(wait.child_run_ids)", "        ended_children = None"),),
+        noticed_by=("tests/operations/test_children.py", "tests/races/test_children.py"),
+    ),
+    Mutation(
+        "the other children a parent waits for",
+        f"{OPERATIONS}/lineage.py",
+        (("if Run.objects.filter(pk__in=list(run_ids)).not_done().exists():", "if False:"),),
+        noticed_by=("tests/operations/test_children.py", "tests/races/test_children.py"),
+    ),
+    Mutation(
+        "the children of who is cancelled",
+        f"{OPERATIONS}/ending.py",
+        (("    lineage.cancel(thread, dispatch.run)\n", ""), ("    lineage.cancel(thread, run)\n", "")),
+        noticed_by=("tests/operations/test_children.py", "tests/races/test_children.py"),
+    ),
+    Mutation(
+        "the spawning of who is to stop",
+        f"{OPERATIONS}/checkpoint.py",
+        (
+            (
+                """            raise Cancelled(f"run {claim.run_id} was cancelled")
+        facts = child""",
+                """            pass
+        facts = child""",
+            ),
+        ),
+        noticed_by=("tests/races/test_children.py", "tests/execution/test_children.py"),
+    ),
+    Mutation(
+        "the barrier in front of what would go first",
+        f"{MODELS}/ready.py",
+        (("elif self.due_at is None and self.wakes_at is None and not self.blocked_reason:", "elif is_due:"),),
+        noticed_by=("tests/operations/test_barriers.py", CONVERSATION),
+    ),
+    _index("dispatch_one_claimed_per_thread"),
+    _index("dispatch_one_live_per_run"),
+    _index("run_one_open_per_thread"),
+    _index(
+        "run_dedupe_key_unique_while_not_done", "tests/operations/test_submit.py", "tests/races/test_unique_keys.py"
+    ),
+    _index("run_client_id_unique_in_scope"),
+    _index("message_client_id_unique_in_scope", "tests/operations/test_submit.py", "tests/races/test_unique_keys.py"),
+    _index("message_seq_unique_in_thread"),
+    _index("event_cursor_unique_in_thread"),
+    _index("event_key_unique_in_thread"),
+    _index("journal_entry_once_per_use", "tests/races/test_lock_then_look.py"),
+    _index("ticket_once_per_run"),
+    _index("outbox_order_unique_per_pair"),
+    _index("thread_key_unique_in_scope", "tests/races/test_many_submits.py"),
+    _index("idempotency_key_unique_in_scope", "tests/api/test_idempotency.py"),
+    _index("pause_once"),
+    _index("limit_once"),
+    _index("permit_once_per_dispatch"),
+    _index("agent_version_once"),
+    _index("agent_registration_once_per_worker"),
+)
