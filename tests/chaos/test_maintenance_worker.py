@@ -13,7 +13,9 @@ from tests.chaos.workers import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-_SWEEP = "SELECT last_finished_at, worker FROM mailbox_maintenance WHERE name = 'sweep' AND last_started_at IS NOT NULL"
+_TICK = (
+    "SELECT last_finished_at, worker FROM mailbox_maintenance WHERE name = 'due_tick' AND last_started_at IS NOT NULL"
+)
 _WAITING = (
     "SELECT count(*) AS number FROM pg_locks"
     " WHERE relation = 'mailbox_outbox'::regclass AND mode = 'AccessShareLock' AND NOT granted"
@@ -30,9 +32,9 @@ def test_a_pass_that_has_begun_ends_before_its_worker_does(own_live: Callable[..
         return int(redis.Redis.from_url(live.stack.environment["REDIS_URL"]).llen("mailbox.maintenance"))
 
     with psycopg.connect(live.stack.environment["DATABASE_URL"]) as holder:
-        # Half-way through, a sweep looks at what is to be delivered: here it has to wait.
+        # Half-way through, a due tick looks at what threads have to tell each other: here it has to wait.
         holder.execute("LOCK TABLE mailbox_outbox IN ACCESS EXCLUSIVE MODE")
-        with Worker(live, "sweeper", queue="mailbox.maintenance", slots=1) as worker:
+        with Worker(live, "ticker", queue="mailbox.maintenance", slots=1) as worker:
             # The one its only slot has begun for beat, and that of its standby: beat seems late meanwhile.
             assert wait_until(are_waiting, 2 * SLACK_SECONDS), worker.output[-3000:]
             worker.send(signal.SIGTERM)
@@ -41,9 +43,9 @@ def test_a_pass_that_has_begun_ends_before_its_worker_does(own_live: Callable[..
             sent = signals()
             assert wait_until(lambda: signals() >= sent + 10, SLACK_SECONDS)
             assert worker.process.poll() is None
-            assert live.rows(_SWEEP) == [{"last_finished_at": None, "worker": ""}]
+            assert live.rows(_TICK) == [{"last_finished_at": None, "worker": ""}]
             holder.rollback()
             assert worker.wait() == 0, worker.output[-3000:]
-            [sweep] = live.rows(_SWEEP)
-    assert sweep["last_finished_at"] is not None
-    assert sweep["worker"].endswith(f":{worker.pid}")
+            [tick] = live.rows(_TICK)
+    assert tick["last_finished_at"] is not None
+    assert tick["worker"].endswith(f":{worker.pid}")
