@@ -152,7 +152,7 @@ def _redirect(stand: Stand) -> bool:
 
 
 def _decide(stand: Stand) -> bool:
-    ticket_id = Ticket.objects.values_list("ticket_id", flat=True).get(run_id=stand.run_id)
+    ticket_id = Ticket.objects.values_list("ticket_id", flat=True).get(run_id=stand.run_id, name="approve")
     given = {"scope": scene.SCOPE, "run_id": stand.run_id, "ticket_id": ticket_id, "action": "resume"}
     return bool(decide.ticket(**given))  # type: ignore[arg-type]
 
