@@ -105,7 +105,11 @@ def test_the_wheel_holds_the_app_and_nothing_else(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert inside == sources
-    assert {"mailbox_app/py.typed", "mailbox_app/testing.py", "mailbox_app/migrations/0001_initial.py"} <= inside
+    assert {
+        "mailbox_app/py.typed",
+        "mailbox_app/testing/__init__.py",
+        "mailbox_app/migrations/0001_initial.py",
+    } <= inside
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
