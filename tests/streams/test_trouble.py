@@ -14,6 +14,7 @@ from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Event, Run, Thread
+from mailbox_app.operations import emit as events
 from mailbox_app.operations import settle
 from tests.operations import scene
 from tests.races.actors import until
@@ -231,11 +232,13 @@ def test_events_pruned_before_they_were_sent_end_the_stream_with_an_error(opened
     until(lambda: listeners() == 1, "the process listens")
     emit(taken, "Told")
     last = client.until_named("Told").id
-    with channel.silenced():
+    # In one transaction: a reading that is under way must not come between.
+    with channel.silenced(), Thread.objects.fence(taken.thread_id) as thread:
         for _ in range(3):
-            emit(taken, "Lost")
-    Thread.objects.filter(pk=taken.thread_id).update(pruned_cursor=int(last or 0) + 2)
-    Event.objects.filter(thread_id=taken.thread_id, cursor__lte=int(last or 0) + 2).delete()
+            events.of_thread(thread, "Lost")
+        thread.flush()
+        thread.pruned_cursor = int(last or 0) + 2
+        Event.objects.filter(thread=thread, cursor__lte=thread.pruned_cursor).delete()
     redis.Redis.from_url(conf.redis_url).publish("mailbox:events", json.dumps({str(taken.thread_id): 10**6}))
     heard = client.to_the_end()
     assert (heard[-1].name, heard[-1].data["code"]) == ("error", "cursor_pruned")
