@@ -85,7 +85,9 @@ class Spawning:
             raise InvalidInput(
                 "spawned", "too_many", f"spawned holds {len(awaited)} entries, at most {_MOST_AWAITED} are allowed"
             )
-        entry = self._journal.entry(lineage.WAIT, lineage.WAIT, key, [awaited, seconds])
+        # Spawned side by side, they may come in another order when the turn begins again: the first one is kept.
+        named = sorted(awaited) if spawned is None else awaited
+        entry = self._journal.entry(lineage.WAIT, lineage.WAIT, key, [named, seconds])
         known = self._journal.known(entry)
         if known is not None:
             return cast(list[dict[str, Any]], known.result)

@@ -131,6 +131,22 @@ def test_children_spawned_otherwise_than_before_are_a_mismatch(mailbox: Mailbox,
     assert_dead_letter(run, "replay_mismatch")
 
 
+def test_children_that_are_spawned_side_by_side_may_come_in_another_order_when_it_goes_on(
+    mailbox: Mailbox, registered_agent: Registered
+) -> None:
+    """As by `asyncio.gather`: each use has a key of its own, and which comes first is chance."""
+    orders = iter([["a", "b"], ["b", "a"]])
+
+    def parent(ctx: Context) -> Any:
+        for text in next(orders):
+            ctx.spawn(text, agent="writer", key=text)
+        return [one["output"] for one in ctx.wait_for_children()]
+
+    run = mailbox.submit("go", agent=registered_agent(parent))
+    mailbox.run_until_idle()
+    assert_run_finished(run, output=["A", "B"])
+
+
 def test_without_children_there_is_nothing_to_wait_for(mailbox: Mailbox, registered_agent: Registered) -> None:
     run = mailbox.submit("go", agent=registered_agent(lambda ctx: ctx.wait_for_children()))
     mailbox.run_until_idle()
