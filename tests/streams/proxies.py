@@ -178,9 +178,10 @@ class Withholding:
                 held += piece
                 self.held_bytes += len(piece)
                 if self._most_bytes is not None and len(held) >= self._most_bytes:
-                    self.held_bytes -= len(held)
+                    ready, held = held, b""
+                    self.held_bytes -= len(ready)
                     self.bursts += 1
-                    held = client.sendall(held) or b""
+                    client.sendall(ready)
             if server not in self._cut:
                 self.bursts += 1
                 client.sendall(held)
