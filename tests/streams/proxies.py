@@ -49,9 +49,12 @@ http {{
 class Nginx:
     """Debian's nginx in front of a server, with the location that docs/streaming.md gives."""
 
-    def __init__(self, folder: Path, upstream: str, *, read_timeout: str = "60s", more: str = "") -> None:
+    def __init__(
+        self, folder: Path, upstream: str, *, read_timeout: str = "60s", http: str = "1.1", more: str = ""
+    ) -> None:
         self.port, self._folder = free_port(), folder
         location = _replaced(recipe("nginx"), "http://127.0.0.1:8000", upstream)
+        location = _replaced(location, "proxy_http_version 1.1;", f"proxy_http_version {http};")
         self._file, self._log = folder / "nginx.conf", folder / "log"
         self._file.write_text(
             _CONFIGURATION.format(
