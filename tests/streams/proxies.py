@@ -121,9 +121,10 @@ def nginx(folder: Path, upstream: str, **given: str) -> Iterator[Nginx]:
 
 
 class Withholding:
-    """A proxy that minds no header: it sends an answer on when so many bytes have come, or when the server has closed.
+    """A proxy that minds no header: it sends answers on in pieces of so many bytes, the rest when the server has closed.
 
-    `most_bytes` None: only then. It speaks HTTP/1.0 to the server, as proxies do, so that a stream's end is seen.
+    A piece may end in mid-event. `most_bytes` None: all at the end. It speaks HTTP/1.0 to the server, as proxies do, so
+    that a stream's end is seen.
     """
 
     def __init__(self, upstream_port: int, *, most_bytes: int | None) -> None:
@@ -181,8 +182,9 @@ class Withholding:
                 held += piece
                 self.held_bytes += len(piece)
                 if self._most_bytes is not None and len(held) >= self._most_bytes:
-                    ready, held = held, b""
-                    self.held_bytes -= len(ready)
+                    full = len(held) - len(held) % self._most_bytes
+                    ready, held = held[:full], held[full:]
+                    self.held_bytes -= full
                     self.bursts += 1
                     client.sendall(ready)
             if server not in self._cut:

@@ -12,6 +12,7 @@ from mailbox_app.operations import settle
 from tests.operations import scene
 from tests.streams import table
 from tests.streams.conftest import emit, going
+from tests.streams.proxies import withholding
 from tests.streams.recipes import Curl, recipe
 from tests.streams.served import Heard, Server
 from tests.streams.web import Web
@@ -130,6 +131,21 @@ def test_the_recipe_for_curl_has_each_event_once_though_the_server_is_killed(
     assert client.cursors() == table.of_run(taken.run_id)
     assert [one.name for one in client.heard()].count("metadata") >= 2
     assert client.heard()[-1].name == "end"
+
+
+def test_what_was_cut_off_in_mid_event_is_printed_once_it_is_whole(server: Server, started: Start, script: str) -> None:
+    taken = scene.posted_and_taken()
+    with withholding(server.url, most_bytes=1_000) as proxy:
+        client = started("bash", script, f"{proxy.url}/v1/runs/{taken.run_id}/events/stream")
+        with going(taken):
+            client.until_named("Told")
+            proxy.cut()
+            had = client.cursors()[-1]
+            client.until(lambda one: int(one.id or 0) > had + 20, "it came back")
+        settle.complete(taken, output="done")
+        assert client.wait() == 0, client.complaints
+    assert client.cursors() == table.of_run(taken.run_id)
+    assert [one.name for one in client.heard()].count("metadata") == 2
 
 
 def test_the_recipe_for_curl_ends_where_there_is_no_more_and_where_it_is_refused(
