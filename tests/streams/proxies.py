@@ -121,7 +121,7 @@ def nginx(folder: Path, upstream: str, **given: str) -> Iterator[Nginx]:
 
 
 class Withholding:
-    """A proxy that minds no header: it sends answers on in pieces of so many bytes, the rest when the server has closed.
+    """A proxy that minds no header: answers go on in pieces of so many bytes, the rest when the server has closed.
 
     A piece may end in mid-event. `most_bytes` None: all at the end. It speaks HTTP/1.0 to the server, as proxies do, so
     that a stream's end is seen.
