@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+import psutil
 import pytest
 
 from mailbox_app.operations import settle
@@ -40,11 +41,12 @@ def test_clients_that_are_all_dropped_at_once_and_come_back_at_once_have_each_ev
             web.kill()
             killed_at = time.monotonic()
             web.start()
-            up_at = time.monotonic()
+            up_at, starting = time.monotonic(), cpu_seconds(web)
             heads = {str(claim.thread_id): table.of_thread(claim.thread_id)[-1] for claim in claims}
             heads |= {str(claim.run_id): heads[str(claim.thread_id)] for claim in claims}
             clients.until_all(lambda one: one.last >= heads[of(one)], "all have caught up")
             caught_up_at = time.monotonic()
+            busy_ms = 1000 * (cpu_seconds(web) - starting)
         clients.until_all(lambda one: one.connections >= 2, "all have come back")
         returned = sum(one.connections for one in readers) - CLIENTS
         opened, read = of_kind(web.counted())
@@ -62,6 +64,7 @@ def test_clients_that_are_all_dropped_at_once_and_come_back_at_once_have_each_ev
         "events": sum(len(expected[str(claim.thread_id)]) for claim in claims),
         "seconds_without_a_server": round(up_at - killed_at, 2),
         "seconds_from_then_until_all_had_caught_up": round(caught_up_at - up_at, 2),
+        "cpu_ms_for_a_client_that_comes_back_and_its_events": round(busy_ms / returned, 1),
         "statements_for_a_client_that_comes_back": round(opened / returned, 2),
         "readings_of_events_while_they_came_back": read,
         "readings_of_ten_events_for_all": told[1],
@@ -76,6 +79,12 @@ def path(claim: Claim, number: int) -> str:
     """Every other client's is the thread's stream, the others' the run's."""
     of = f"runs/{claim.run_id}" if number // THREADS % 2 else f"threads/{claim.thread_id}"
     return f"/v1/{of}/events/stream"
+
+
+def cpu_seconds(web: Web) -> float:
+    """What the web process has used of a core since it was started."""
+    used = psutil.Process(web.pid).cpu_times()
+    return float(used.user + used.system)
 
 
 def of_kind(counted: dict[str, int]) -> tuple[int, int]:
