@@ -71,6 +71,7 @@ class Following:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._until_left())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
 
