@@ -167,7 +167,7 @@ DESCRIBED: dict[Kind, Described] = {
             Field("available_at", "time", "when it may start, if not at once", is_nullable=True),
             Field("replay_of", "id", "the run that it does again; only of a replay", is_optional=True),
         ),
-        _activation(Kind.RUN_STARTED, "A worker begins it: its input is committed.", _ATTEMPT, _TURN, _INPUT),
+        _activation(Kind.RUN_STARTED, "A worker begins it, and reads its input.", _ATTEMPT, _TURN, _INPUT),
         _activation(Kind.RUN_RESUMED, "A worker goes on with it: another attempt, or after a wait.", _ATTEMPT, _TURN),
         _activation(
             Kind.RUN_RESCHEDULED,
@@ -186,7 +186,9 @@ DESCRIBED: dict[Kind, Described] = {
             Field("wait_until", "time", "the wait ends at last"),
             Field("resume_at", "time", "it goes on by itself", is_nullable=True),
         ),
-        _activation(Kind.TURN_STARTED, "It ended naturally with input unread, and goes on with that.", _TURN, _INPUT),
+        _activation(
+            Kind.TURN_STARTED, "Input was there when it would have ended: it goes on, and reads that.", _TURN, _INPUT
+        ),
         _activation(Kind.RUN_CANCEL_REQUESTED, "Its worker was asked to stop, by a cancel.", _REASON),
         _activation(Kind.RUN_INTERRUPTED, "Its worker was asked to stop, by an interrupt.", _REASON),
         _question(
@@ -208,7 +210,7 @@ DESCRIBED: dict[Kind, Described] = {
         ),
         _message(
             Kind.MESSAGE_COMMITTED,
-            "A run has said something, which entered the log. What it reads is told by `RunStarted` and `TurnStarted`.",
+            "A message entered the log: a run has said it, or read it in the midst of a turn.",
             _RUN,
             _MESSAGE,
             Field("message_seq", "number", "its number in the log"),

@@ -228,6 +228,20 @@ def a_message_of_the_agent() -> Verb:
     return partial(checkpoint.say, claimed, scene.entry("message", verb="say"), "hello")
 
 
+def a_checkpoint() -> Verb:
+    claimed = renewed(scene.posted_and_taken())
+    say_at(claimed, "next_step")
+    say_at(claimed, "next_step")
+    return partial(checkpoint.reach, claimed)
+
+
+def a_start_again_with_input() -> Verb:
+    claimed = scene.posted_and_taken()
+    settle.suspend(claimed, scene.wait("user_input"))
+    say(claimed, "yes")
+    return scene.taken
+
+
 def an_edit() -> Verb:
     posted = scene.post()
     return partial(pending.edit, **on_thread(posted), message_id=posted.message_ids[0], content="other")
@@ -428,6 +442,8 @@ CASES: dict[Callable[[], Verb], str] = {
     an_approval_among_several: "MailboxDecisionReceived ToolPermissionResolved",
     no_answer_in_time: "MailboxDecisionReceived",
     a_message_of_the_agent: "MessageCommitted",
+    a_checkpoint: "MessageCommitted MessageCommitted",
+    a_start_again_with_input: "MessageCommitted RunResumed",
     an_edit: "MessageEdited",
     an_edit_of_what_is_nobodys: "MessageEdited",
     a_withdrawal: "MessageRetracted RunCancelled",
