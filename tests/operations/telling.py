@@ -329,12 +329,26 @@ def the_end_of_a_child_nobody_knows_any_more() -> Verb:
     return children.batch
 
 
-def a_message_to_nowhere() -> Verb:
+def sending(to: Any) -> Verb:
     claimed = renewed(scene.posted_and_taken())
     names = {"message_id": "m-1", "agent": "echo", "sender": "echo", "source_run_id": str(claimed.run_id)}
     body = {"content": "psst", "role": "user", "metadata": {}, **names}
     slot = scene.entry("message", verb="send")
-    deliver.send(claimed, slot, thread_id=uuid.uuid4(), thread_key=None, payload=body)
+    return partial(deliver.send, claimed, slot, thread_id=to, thread_key=None, payload=body)
+
+
+def a_message_to_another_thread() -> Verb:
+    """Its row in the outbox and its record are all there is of it before it is delivered."""
+    return sending(given.thread(scope=scene.SCOPE).pk)
+
+
+def a_delivery() -> Verb:
+    a_message_to_another_thread()()
+    return deliver.batch
+
+
+def a_message_to_nowhere() -> Verb:
+    sending(uuid.uuid4())()
     return deliver.batch
 
 
@@ -458,6 +472,8 @@ CASES: dict[Callable[[], Verb], str] = {
     the_failure_of_a_child: "ChildRunEnded",
     the_end_of_a_child_whose_parent_is_done: "ChildRunEnded",
     the_end_of_a_child_nobody_knows_any_more: "ChildRunEnded",
+    a_message_to_another_thread: "",
+    a_delivery: "ThreadCreated RunQueued",
     a_message_to_nowhere: "DeliveryFailed",
     an_errand_that_fails_too_often: "DeliveryFailed",
     an_end: ENDED,

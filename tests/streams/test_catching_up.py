@@ -13,7 +13,7 @@ from tests import make
 from tests.operations import scene
 from tests.races.actors import start
 from tests.streams.conftest import Open, emit
-from tests.streams.served import Server
+from tests.streams.served import Server, listening
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,6 +40,26 @@ def test_a_stream_from_now_has_what_comes_later_once_though_somebody_records_mea
     assert [int(one.id or 0) for one in client.events()] == expected
     assert expected[0] == now + 1
     assert "Before" not in client.names()
+
+
+def test_who_loses_the_stream_of_a_submission_goes_on_with_the_runs_and_misses_nothing(
+    opened: Open, server: Server, headers: dict[str, str]
+) -> None:
+    asked = {**headers, "Accept": "text/event-stream"}
+    body = {"agent": "echo", "messages": [{"content": "Hello"}]}
+    with listening(f"{server.url}/v1/runs", method="POST", body=body, headers=asked) as first:
+        first.until_named("RunQueued")
+        taken = scene.taken()
+        emit(taken, "Seen")
+        last = first.until_named("Seen").id
+    emit(taken, "Missed")
+    second = opened(f"/runs/{taken.run_id}/events/stream", last=last)
+    second.until_named("Missed")
+    settle.complete(taken, output="done")
+    second.to_the_end()
+    heard = [int(one.id or 0) for one in [*first.events(), *second.events()]]
+    assert heard == list(Event.objects.filter(run_id=taken.run_id).after(0).values_list("cursor", flat=True))
+    assert second.names()[-1] == "end"
 
 
 def test_a_reader_5000_events_behind_is_not_cut_off_while_it_reads(
