@@ -62,6 +62,7 @@ def test_who_loses_the_stream_of_a_submission_goes_on_with_the_runs_and_misses_n
     assert second.names()[-1] == "end"
 
 
+@pytest.mark.slow
 def test_a_reader_5000_events_behind_is_not_cut_off_while_it_reads(
     server: Server, headers: dict[str, str], settings: Any
 ) -> None:
