@@ -49,6 +49,8 @@ def thread_created(thread: Thread) -> Event:
 
 def of_thread(thread: Thread, kind: str, **facts: Any) -> Event:
     """An event about the thread itself."""
+    if thread.last_cursor == 0:  # made by who sends to its key, and nothing has arrived yet
+        thread_created(thread)
     payload = {"thread_id": str(thread.pk), **facts}
     return thread.record(Event(kind=kind, payload=payload, correlation_id=str(thread.pk)))
 

@@ -20,6 +20,7 @@ from mailbox_app.operations import (
     claim,
     deliver,
     interrupt,
+    keys,
     missing,
     pauses,
     pending,
@@ -87,6 +88,12 @@ def a_scheduled_submission() -> Verb:
 
 def a_change() -> Verb:
     return partial(threads.change, **on_thread(finished()), title="Refund", metadata={"a": 1})
+
+
+def a_change_of_a_thread_nothing_has_arrived_on() -> Verb:
+    """It was made by its key, for a message that is still on its way."""
+    found = keys.of_threads(scene.SCOPE, ["there"])
+    return partial(threads.change, scope=scene.SCOPE, thread_id=found["there"], title="Refund")
 
 
 def a_deletion() -> Verb:
@@ -430,6 +437,7 @@ CASES: dict[Callable[[], Verb], str] = {
     a_submission: "ThreadCreated RunQueued",
     a_scheduled_submission: "RunQueued",
     a_change: "ThreadUpdated",
+    a_change_of_a_thread_nothing_has_arrived_on: "ThreadCreated ThreadUpdated",
     a_deletion: "ThreadDeleted",
     a_deletion_of_a_named_thread: "ThreadDeleted",
     a_pause: "ThreadPaused",
