@@ -117,7 +117,7 @@ class _Client:
         if run is not None:
             self._opening += frame(METADATA, {"run_id": str(run.pk), "attempt": _attempt_of(run)})
         # How far the live text was sent, and of which activation.
-        self._fence = self._said = 0
+        self._activation, self._said = "", 0
         self._task: asyncio.Task[Any] | None = None
         self._sending_since: float | None = None
 
@@ -196,6 +196,7 @@ class _Client:
                 return [], self.cursor, True
             _refuse_pruned(self.cursor, found.pruned, self._thread_id)
             kept, head, is_all = found.told, found.head, not found.has_more
+            feed.close(kept)
         return self._mine(kept), head, is_all
 
     def _mine(self, told: list[Told]) -> list[Told]:
@@ -211,15 +212,16 @@ class _Client:
     def _live(self, feed: Feed) -> bytes:
         """What the open run has said since the last look."""
         text = feed.text
-        if text is None or self._run_id not in (None, text.run_id):
+        # Text waits for the events before it: a message that was sent after it would seem to hold it.
+        if text is None or self._run_id not in (None, text.run_id) or text.after > self.cursor:
             return b""
-        if text.fence != self._fence:
-            self._fence, self._said = text.fence, 0
+        if text.activation != self._activation:
+            self._activation, self._said = text.activation, 0
         offset, said = text.tail(self._said)
         self._said = offset + len(said)
         if not said:
             return b""
-        about = {"run_id": str(text.run_id), "attempt": text.attempt}
+        about = {"run_id": str(text.run_id), "attempt": text.attempt, "activation": text.activation}
         return frame(DELTA, {**about, "offset": offset, "text": said})
 
     def _end(self, *, is_gone: bool) -> bytes:

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -65,6 +65,8 @@ class Feed:
         self.open_run_id: uuid.UUID | None = None
         self.is_gone = False
         self.text: RunText | None = None
+        # The last message that holds what was said live before it.
+        self._closed_at = 0
         self.clients: set[Client] = set()
         self._recent: deque[Told] = deque()
         self._bytes = 0
@@ -85,14 +87,21 @@ class Feed:
         for told in found.told:
             self._recent.append(told)
             self._bytes += len(told.frame)
-            if told.closes and self.text is not None and self.text.run_id == told.run_id:
-                self.text.close()
+        self.close(found.told)
         self.head, self.fence, self.open_run_id = max(self.head, found.head), found.fence, found.open_run_id
         self.is_gone = found.is_gone
         if self.text is not None and (self.text.run_id != self.open_run_id or self.text.fence < self.fence):
             self.text = None
         while len(self._recent) > conf.stream_buffer_entries or self._bytes > _MOST_BYTES:
             self._drop()
+
+    def close(self, told: Iterable[Told]) -> None:
+        """Take notice of messages: what was said live before them is told no more."""
+        for one in told:
+            if one.closes and one.cursor > self._closed_at:
+                self._closed_at = one.cursor
+                if self.text is not None and self.text.run_id == one.run_id:
+                    self.text.close(one.cursor)
 
     def tidy(self) -> None:
         """Drop what every client has had."""
@@ -110,7 +119,7 @@ class Feed:
         if run_id != self.open_run_id:
             return Came.OLD
         if self.text is None:
-            self.text = RunText(run_id, fence=self.fence)
+            self.text = RunText(run_id, fence=self.fence, closed_at=self._closed_at)
         return self.text.add(piece, anyhow=anyhow)
 
     def wake(self) -> None:
@@ -197,6 +206,8 @@ class Hub:
         if feed is not None and came == Came.AHEAD:
             self._start(self._fetch(feed, run_id, int(piece["fence"]), piece))
         elif feed is not None and came == Came.NEW:
+            if feed.text is not None and feed.text.after > feed.head:  # it waits for events that are not read yet
+                self._want(feed)
             feed.wake()
 
     def _want(self, *feeds: Feed) -> None:
