@@ -4,6 +4,7 @@ import uuid
 from enum import StrEnum
 from typing import Any
 
+from mailbox_app.api.v1.stream_rows import frame
 from mailbox_app.saying import MOST_TEXT
 
 
@@ -28,6 +29,7 @@ class RunText:
         self.after = 0
         self._closed_at = closed_at
         self._text, self._start, self._closed = "", 0, 0
+        self._told: dict[int, bytes] = {}
 
     @property
     def activation(self) -> str:
@@ -44,8 +46,17 @@ class RunText:
         start = max(offset, self._start)
         return start, self._text[start - self._start :]
 
+    def told(self, offset: int) -> bytes:
+        """What there is from an offset on, as it is sent, if anything: made once for all who are there."""
+        if offset not in self._told:
+            start, text = self.tail(offset)
+            about = {"run_id": str(self.run_id), "attempt": self.attempt, "activation": self.activation}
+            self._told[offset] = frame("delta", {**about, "offset": start, "text": text}) if text else b""
+        return self._told[offset]
+
     def close(self, cursor: int) -> None:
         """What was said before this event is in a durable message."""
+        self._told.clear()
         self._closed_at = max(self._closed_at, cursor)
         if self.after < cursor:
             self._cut(self.end)
@@ -60,6 +71,7 @@ class RunText:
             return Came.OLD  # not one of ours
         if (fence, turn) < (self.fence, self.turn):
             return Came.OLD
+        self._told.clear()
         if (fence, turn) > (self.fence, self.turn):
             self.fence, self.turn, self.after = fence, turn, 0
             self._text, self._start, self._closed = "", 0, 0
