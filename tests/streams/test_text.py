@@ -78,6 +78,18 @@ def test_what_is_closed_is_not_told_again() -> None:
     assert text.tail(0) == (9, "Next")
 
 
+def test_what_is_told_is_made_once_for_all_who_are_as_far_and_anew_with_each_piece() -> None:
+    text = RunText(RUN, fence=1)
+    text.add(piece(0, "One."))
+    whole, rest = text.told(0), text.told(2)
+    assert text.told(0) is whole
+    assert [json.loads(one.split(b"data: ")[1])["text"] for one in (whole, rest)] == ["One.", "e."]
+    text.add(piece(4, "Two."))
+    assert json.loads(text.told(0).split(b"data: ")[1])["text"] == "One.Two."
+    text.close(1)
+    assert text.told(0) == text.told(8) == b""
+
+
 def test_only_the_end_of_a_long_text_is_kept() -> None:
     text = RunText(RUN, fence=1)
     for number in range(30):
