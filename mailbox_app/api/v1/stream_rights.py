@@ -34,8 +34,9 @@ def of(request: Request) -> Right:
     """The right of a request that was let in."""
     if isinstance(request.auth, ApiToken):
         return Right(request.auth.pk, request.auth.scope, request.auth.user_id)
-    session = getattr(request._request, "session", None)
-    return Right(None, "", request.user.pk, getattr(session, "session_key", None), _hash_of(request.user))
+    plain: Any = request._request
+    user = request.user if request.user.pk is not None else plain.user  # a page of the project's own has asked
+    return Right(None, "", user.pk, getattr(getattr(plain, "session", None), "session_key", None), _hash_of(user))
 
 
 def standing(rights: Collection[Right]) -> set[Right]:
@@ -52,7 +53,7 @@ def standing(rights: Collection[Right]) -> set[Right]:
             return False
         if right.token_id is not None:
             return (right.token_id, right.scope) in usable
-        return right.session_key in open_sessions and right.session_hash == _hash_of(active[right.user_id])
+        return right.session_key in open_sessions and right.session_hash == _hash_of(active.get(right.user_id))
 
     return {right for right in rights if stands(right)}
 
