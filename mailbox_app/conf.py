@@ -138,6 +138,12 @@ class Settings:
     stream_seconds: float = _setting(
         3600.0, "how long one stream is open; its client connects again, and shows its credentials again", least=0.1
     )
+    stream_rights_seconds: float = _setting(
+        15.0,
+        "how often one web process asks whether the credentials of its open streams are still good, once for all of "
+        "them; a stream whose token, user or session is not any more ends",
+        least=0.05,
+    )
     stream_buffer_entries: int = _setting(
         256,
         "latest events of a thread a web process keeps for its streams, and pieces of a run's live text in Redis; past "

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from mailbox_app.tally import tally
+from mailbox_app.tally import PRESENT, tally
 from mailbox_app.telemetry import observed
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -34,8 +34,8 @@ class Metric:
     meaning: str
 
     def add(self, *labels: str, amount: float = 1) -> None:
-        """Count."""
-        tally.add({_key(self.name, "", labels): amount})
+        """Count; of a gauge, what there is more or less of now in this process."""
+        tally.add({(PRESENT if self.type == "gauge" else "") + _key(self.name, "", labels): amount})
 
     def measure(self, *labels: str, seconds: float) -> None:
         """Add one duration to a histogram."""
@@ -137,9 +137,26 @@ LIMIT_PERMITS = Metric(
     "Permits of limits on runs at once: held by a run, or free. Of the first 200 limits by kind and name, as far as "
     "they allow 10,000 together.",
 )
+STREAMS_OPEN = Metric(
+    "mailbox_streams_open", "gauge", ("kind",), "Streams that are open: of a thread, a run or a post."
+)
+STREAM_THREADS = Metric("mailbox_stream_threads", "gauge", (), "Threads that are streamed, in each process for itself.")
+STREAMS_ENDED = Metric(
+    "mailbox_streams_ended_total",
+    "counter",
+    ("kind", "reason"),
+    "Streams that ended: told so (end), the client left or did not read (left, cut), its credentials lapsed (refused), "
+    "open for stream_seconds (again), error, or served by WSGI, where each ends at once (wsgi).",
+)
+STREAM_EVENTS = Metric("mailbox_stream_events_sent_total", "counter", (), "Events sent, to each client once.")
+STREAM_READINGS = Metric(
+    "mailbox_stream_readings_total", "counter", (), "Questions of open streams to the database, shared by all of them."
+)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
+# Gauges that are counted up and down, each process its own.
+_PRESENT = (STREAMS_OPEN, STREAM_THREADS)
 _BY_OUTCOME = {
     "retry": RETRIES, "lease_lost": LEASES_LOST, "handed_back": HAND_BACKS,
     "dead_letter": DEAD_LETTERS, "cancelled": CANCELLED,
@@ -162,6 +179,8 @@ def _count(name: str, fields: dict[str, Any], **_: Any) -> None:
         SETTLES_REFUSED.add()
     elif name == "standby.took_over":
         TAKEOVERS.add(str(fields["maintenance"]))
+    elif name.startswith("stream."):
+        _count_stream(name, **fields)
     elif name == "flower.dropped":
         FLOWER_DROPPED.add(str(fields["reason"]), amount=fields["events"])
     elif name.endswith(".failed") and "batch" in fields:
@@ -180,20 +199,35 @@ def _count_move(*, kind: str, agent: str, queue: str, outcome: str, **told: Any)
         START_TO_COMPLETE.measure(agent, outcome, seconds=told["ran"])
 
 
+def _count_stream(name: str, **told: Any) -> None:
+    if name == "stream.opened":
+        STREAMS_OPEN.add(told["kind"])
+    elif name == "stream.ended":
+        STREAMS_OPEN.add(told["kind"], amount=-1)
+        STREAMS_ENDED.add(told["kind"], told["reason"])
+    elif name == "stream.polled":
+        STREAMS_ENDED.add(told["kind"], "wsgi")
+    elif name == "stream.feed":
+        STREAM_THREADS.add(amount=told["change"])
+    elif name == "stream.sent":
+        STREAM_EVENTS.add(amount=told["events"])
+        STREAM_READINGS.add(amount=told["readings"])
+
+
 def counted() -> Iterator[Family]:
-    """Counters and histograms of every process that shares this one's folder."""
+    """Counters and histograms of every process that shares this one's folder, and gauges of what these hold now."""
     parts: dict[str, dict[tuple[str, ...], dict[str, float]]] = {}
     for key, value in tally.totals().items():
-        name, part, *labels = json.loads(key)
+        name, part, *labels = json.loads(key.removeprefix(PRESENT))
         parts.setdefault(name, {}).setdefault(tuple(labels), {})[part] = value
     for metric in METRICS:
-        if metric.type == "gauge":
-            continue
+        if metric.type == "gauge" and metric not in _PRESENT:
+            continue  # it is sampled
         family: Any = metric.family()
         # What has no labels is there from the start: a rule about it must not wait for the first.
         found = parts.get(metric.name, {} if metric.labels else {(): {"": 0.0}})
         for labels, values in sorted(found.items()):
-            if metric.type == "counter":
+            if metric.type != "histogram":
                 family.add_metric(labels, values.get("", 0.0))
             else:
                 family.add_metric(labels, buckets=_cumulative(values), sum_value=values.get("sum", 0.0))

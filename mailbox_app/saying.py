@@ -30,26 +30,46 @@ _REST_SECONDS = 0.02
 _UNHEARD_REST_SECONDS = 0.25
 # Threads with unsaid events; more than a process commits in a rest. Past that, streams find them by looking.
 _MOST_NOTICES = 10_000
-# How long the text of an activation that has gone silent is kept.
+# Commands of one piece: keep it, for a while, and tell it.
+_OF_A_PIECE = 3
+# How long the text of an activation is kept that has gone silent, or whose process died before it could delete it.
 _KEPT_SECONDS = 300
+
+# The last event this process has recorded on a thread, for what is said after it; of as many threads as there may be
+# notices, then from the start: text whose place among the events is not known is shown as it comes.
+_latest: dict[str, int] = {}
 
 
 def recorded(cursors: Mapping[uuid.UUID, int]) -> None:
     """Tell that these threads have events up to these cursors."""
+    if conf.redis_url:
+        if len(_latest) > _MOST_NOTICES:
+            _latest.clear()
+        for thread_id, cursor in cursors.items():
+            _latest[str(thread_id)] = max(cursor, _latest.get(str(thread_id), 0))
     if _is_said():
         _mouth_of_process().notice(cursors)
 
 
 class Speech:
-    """The live text of one activation: a bounded tail of it, and what of that has not been sent."""
+    """The live text of one turn of an activation: a bounded tail of it, and what of that has not been sent.
 
-    def __init__(self, *, run_id: uuid.UUID, fence: int, attempt: int) -> None:
-        self._about = {"fence": fence, "attempt": attempt}
+    Each piece names the event it was said `after`, so that who hears of both in another order can tell what a durable
+    message closes; `thread_id`: where that event is.
+    """
+
+    def __init__(
+        self, *, run_id: uuid.UUID, fence: int, attempt: int, turn: int = 1, thread_id: uuid.UUID | None = None
+    ) -> None:
+        self._about = {"fence": fence, "turn": turn, "attempt": attempt}
+        self._thread_id = str(thread_id)
         self._topic = channel.PREFIX + TEXT.format(run_id=run_id)
         self._key = channel.PREFIX + KEPT.format(run_id=run_id, fence=fence)
         self._lock = threading.Lock()
         # Characters said, and how many of them are closed, kept up to, and sent.
         self._end = self._closed = self._kept_to = self._sent = 0
+        self._after = _latest.get(self._thread_id, 0)
+        self._is_over = False
         self._kept: list[str] = []
         self._unsent: list[str] = []
         # Pieces in Redis, as far as is known; None: they have to be written anew.
@@ -60,7 +80,7 @@ class Speech:
         with self._lock:
             offset = self._end
             self._end += len(text)
-            if not _is_said():
+            if self._is_over or not _is_said():
                 self._sent = self._end
                 return offset
             self._unsent.append(text)
@@ -74,7 +94,15 @@ class Speech:
         with self._lock:
             self._kept, self._unsent, self._entries = [], [], None
             self._closed = self._kept_to = self._sent = self._end
-        if self._end and _is_said():
+            self._after = _latest.get(self._thread_id, 0)
+        if self._end and not self._is_over and _is_said():
+            _mouth_of_process().speak(self)
+
+    def end(self) -> None:
+        """The agent says no more: what is kept for who comes later is deleted. Lost: it is forgotten after a while."""
+        with self._lock:
+            is_kept, self._is_over = bool(self._end) and not self._is_over, True
+        if is_kept and _is_said():
             _mouth_of_process().speak(self)
 
     def commands(self) -> list[tuple[str | int, ...]]:
@@ -84,6 +112,10 @@ class Speech:
                 self._shorten()
             offset, piece = self._sent, "".join(self._unsent)
             self._unsent, self._sent = [], self._end
+            if self._is_over:
+                self._kept, self._entries = [], None
+                last = [("PUBLISH", self._topic, self._encoded(offset, piece))] if piece else []
+                return [("DEL", self._key), *last]
             if offset != self._kept_to:  # something between was dropped
                 self._kept, self._entries = [], None
             self._kept.append(piece)
@@ -104,17 +136,21 @@ class Speech:
 
     def answered(self, answers: list[Any]) -> bool:
         """Take Redis's answers, none if it was away; whether anybody heard it."""
-        # Another length than expected: Redis has lost what it kept.
-        if not answers or answers[-3] != self._entries:
+        if self._is_over or len(answers) < _OF_A_PIECE:
             self._entries = None
-        return bool(answers and answers[-1])
+            return False
+        # Another length than expected: Redis has lost what it kept.
+        if answers[-_OF_A_PIECE] != self._entries:
+            self._entries = None
+        return bool(answers[-1])
 
     def _shorten(self) -> None:
         left = "".join(self._unsent)[-MOST_TEXT:]
         self._unsent, self._sent = [left], self._end - len(left)
 
     def _encoded(self, offset: int, text: str) -> str:
-        return json.dumps({"type": "delta", **self._about, "closed": self._closed, "offset": offset, "text": text})
+        place = {"after": self._after, "closed": self._closed, "offset": offset}
+        return json.dumps({"type": "delta", **self._about, **place, "text": text})
 
 
 def _is_said() -> bool:

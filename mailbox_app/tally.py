@@ -27,6 +27,8 @@ from mailbox_app.telemetry import observe
 
 # A dict of floats in a file that is mapped into memory; the library has no types for it.
 _Mapped: Any = mmap_dict.MmapedDict
+# A name that begins so is of what is there now, and goes with its process; any other is of what has happened.
+PRESENT = "now:"
 _SUFFIX = ".counts"
 _ENDED = "ended.json"
 # Who holds the folder is done within milliseconds, unless it was stopped in the middle.
@@ -153,7 +155,7 @@ def _fold(folder: Path) -> tuple[dict[str, float], list[Path]]:
     totals = Counter(before["totals"])
     if dead or left_over:
         for file in dead:
-            totals.update(_read(file))
+            totals.update({name: value for name, value in _read(file).items() if not name.startswith(PRESENT)})
         after = {"totals": dict(totals), "folded": [file.name for file in (*dead, *left_over)]}
         written = folder / f"{_ENDED}.new"
         written.write_text(json.dumps(after))

@@ -146,6 +146,7 @@ class Activation:
 
     def report(self, outcome: Outcome | None) -> None:
         """Say how it ended."""
+        self.context.fall_silent()
         claim = self.claim
         observe(
             "run.executed",

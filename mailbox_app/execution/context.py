@@ -287,6 +287,10 @@ class Context(Asking, Listening, Spawning):
         self._journal.stop_with(stop)
         self._attention.stir()
 
+    def fall_silent(self) -> None:
+        """Say no more live, and keep nothing of it for who comes later; for the runner, when the turn is over."""
+        self._live.end()
+
     @property
     def stop(self) -> Stop | None:
         """What ended this activation, if anything did."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from mailbox_app.api.v1 import stream
 from mailbox_app.models import Event, Run, Thread
 from mailbox_app.operations import settle, threads
 from tests import make
@@ -108,6 +109,15 @@ def test_wsgi_sends_what_there_is_and_has_the_client_come_back(api: make.Api) ->
     page = api.get(f"/runs/{taken.run_id}/events").json()["items"]
     assert [one.data for one in [*first, *rest] if one.id] == page
     assert rest[-1].name == "end"
+
+
+def test_whoever_serves_streams_by_wsgi_is_told_once(api: make.Api, caplog: pytest.LogCaptureFixture) -> None:
+    stream._tell_of_wsgi.cache_clear()
+    path = f"/runs/{scene.post().run_id}/events/stream"
+    for _ in range(3):
+        heard(api.get(path))
+    told = [record for record in caplog.records if getattr(record, "mailbox_event", "") == "stream.wsgi"]
+    assert [record.levelname for record in told] == ["WARNING"]
 
 
 def test_wsgi_answers_a_submission_that_asks_for_a_stream_with_its_beginning(api: make.Api) -> None:

@@ -64,6 +64,10 @@ else, also not from the same host: behind a proxy everybody is.
 in between. Of queued dispatches 10,000 are looked at; beyond that PostgreSQL's own estimate is shown, as
 `mailbox_depth_is_estimated` says. Only the web process samples them.
 
+`mailbox_streams_open` and `mailbox_stream_threads` are of no row: each web process counts what it has open now. Those
+that share `metrics_folder` are added up, and one that was killed takes its share along; without a folder, a process
+shows its own, and which one is asked is the load balancer's choice.
+
 **Counters and histograms** are counted where things happen, after the commit: in web processes, in a worker's pool
 children, in its threads. All that share `metrics_folder` (one host, or one container) show each other's counts, those
 of processes that were killed included, so one of them is enough to ask. Without a folder each process knows of itself

@@ -81,3 +81,27 @@ def test_without_redis_a_delta_does_nothing(perform: Perform, settings: Any) -> 
     settings.MAILBOX = {**settings.MAILBOX, "redis_url": ""}
     claim = perform(lambda ctx: ctx.delta("unheard"))
     assert scene.dispatch(claim).status == "acked"
+
+
+def failing(ctx: Context) -> None:
+    raise ValueError("no")
+
+
+def waiting(ctx: Context) -> None:
+    ctx.suspend("external_event", name="go")
+
+
+@pytest.mark.parametrize("ends", [lambda ctx: "done", failing, waiting], ids=["done", "failed", "waits"])
+def test_what_was_said_live_is_not_kept_once_the_activation_has_ended(perform: Perform, ends: Any) -> None:
+    server = redis.Redis.from_url(conf.redis_url)
+    found: list[bool] = []
+
+    def agent(ctx: Context) -> Any:
+        ctx.delta("A secret, perhaps.")
+        until(lambda: server.exists(f"mailbox:text:{ctx.run_id}:1") == 1, "it is kept for who comes late")
+        found.append(True)
+        return ends(ctx)
+
+    claim = perform(agent)
+    assert found
+    until(lambda: not server.exists(f"mailbox:text:{claim.run_id}:1"), "it is deleted")

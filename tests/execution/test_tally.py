@@ -77,6 +77,18 @@ def test_living_and_dead_processes_are_added_up(tally: Tally, folder: Path) -> N
     assert files(folder) == 1
 
 
+def test_what_is_there_now_goes_with_its_process_and_what_has_happened_stays(
+    tally: Tally, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.COUNT", COUNT.replace('{"a":', '{"a": 1.0, "now:a":'))
+    tally.add({"a": 1, "now:a": 2})
+    other = counting(folder, 5)
+    assert tally.totals() == {"a": 2, "now:a": 7}
+    end(other)
+    assert tally.totals() == {"a": 2, "now:a": 2}
+    assert files(folder) == 1
+
+
 def test_many_processes_that_came_and_went_leave_one_file(tally: Tally, folder: Path) -> None:
     for _ in range(6):
         end(counting(folder, 1))

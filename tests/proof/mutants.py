@@ -7,6 +7,7 @@ CONVERSATION = f"{MACHINE}::test_a_conversation_goes_as_the_oracle_says_in_whate
 BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
+STREAMS = "mailbox_app/api/v1/stream"
 KILLS = "tests/chaos/test_kills.py"
 TALK = "tests/proof/test_talk.py"
 
@@ -27,6 +28,47 @@ def _index(name: str, *noticed_by: str) -> Mutation:
 
 
 MUTATIONS = (
+    Mutation(
+        "the right of a token whose stream is open",
+        f"{STREAMS}_rights.py",
+        (("return (right.token_id, right.scope) in usable", "return True"),),
+        noticed_by=("tests/streams/test_rights.py",),
+    ),
+    Mutation(
+        "the end of a client that does not read",
+        f"{STREAMS}_hub.py",
+        (
+            (
+                "closed = stream_cut.close({client.ends for client in stuck if client.ends is not None})",
+                "closed = set()",
+            ),
+        ),
+        noticed_by=("tests/streams/test_cut.py",),
+    ),
+    Mutation(
+        "the client that leaves while it is sent to",
+        f"{STREAMS}.py",
+        (("            self._task.add_done_callback(leave)\n", "            pass\n"),),
+        noticed_by=("tests/streams/test_cut.py",),
+    ),
+    Mutation(
+        "the place of live text among the events",
+        f"{STREAMS}.py",
+        ((" or text.after > self.cursor", ""),),
+        noticed_by=("tests/streams/test_text_and_events.py",),
+    ),
+    Mutation(
+        "the live text of the next turn",
+        f"{STREAMS}_text.py",
+        (("if (fence, turn) > (self.fence, self.turn):", "if fence > self.fence:"),),
+        noticed_by=("tests/streams/test_text_and_events.py",),
+    ),
+    Mutation(
+        "the end of what is kept of live text",
+        f"{EXECUTION}/activation.py",
+        (("        self.context.fall_silent()\n", ""),),
+        noticed_by=("tests/execution/test_live.py",),
+    ),
     Mutation(
         "the token of a claim",
         f"{OPERATIONS}/ownership.py",

@@ -8,6 +8,8 @@ import pytest
 import redis.asyncio.client
 
 from mailbox_app import channel, saying
+from mailbox_app.api.v1.stream_hub import Hub
+from mailbox_app.api.v1.stream_rights import Right
 from mailbox_app.hearing import Ear
 
 
@@ -58,3 +60,57 @@ def test_a_run_followed_while_the_subscription_is_being_made_is_heard(monkeypatc
         return heard.joined_runs
 
     assert asyncio.run(listened()) == [run_id]
+
+
+class Watching:
+    """A client of the hub that takes nothing."""
+
+    def __init__(self) -> None:
+        self.news, self.cursor, self.ends = asyncio.Event(), 0, None
+        self.right = Right(None, "", None)
+
+    def is_stuck(self, now: float) -> bool:
+        return False
+
+    def cut(self, *, is_closed: bool) -> None:
+        raise AssertionError
+
+    def refuse(self) -> None:
+        pass
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_comes_while_the_last_one_s_subscription_is_being_given_up_is_told_of_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    close = redis.asyncio.client.PubSub.aclose
+
+    async def heard() -> bool:
+        goes_on = asyncio.Event()
+
+        async def slowly(subscription: Any) -> None:
+            await goes_on.wait()
+            await close(subscription)
+
+        hub, client = Hub(), Watching()
+
+        async def is_up() -> None:
+            while not hub._ear.is_up:
+                await asyncio.sleep(0.01)
+
+        async with asyncio.timeout(10):
+            feed = hub.join(client, uuid.uuid4(), head=0)
+            await is_up()
+            monkeypatch.setattr(redis.asyncio.client.PubSub, "aclose", slowly)
+            before = set(hub._tasks)
+            hub.leave(client, feed)
+            feed = hub.join(client, uuid.uuid4(), head=0)
+            await is_up()
+            goes_on.set()
+            await asyncio.wait(before)
+            found = hub._ear.is_up and hub._ear._subscription is not None
+            hub.leave(client, feed)
+            await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+            return found
+
+    assert asyncio.run(heard())

@@ -8,7 +8,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
+from prometheus_client.parser import text_string_to_metric_families
 
+from mailbox_app import metrics
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Run
 from mailbox_app.operations import checkpoint, recover, settle, threads
@@ -267,3 +269,38 @@ def test_an_idle_stream_keeps_no_thread_and_no_connection(opened: Open) -> None:
         opened(f"/runs/{taken.run_id}/events/stream").until_named("RunStarted")
     until(lambda: connections() == 1, "so have the others")
     until(lambda: served() < 5, "and their threads have ended")
+
+
+def test_what_streams_do_is_counted(opened: Open, server: Server, headers: dict[str, str], settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "metrics_folder": ""}
+
+    def counted() -> dict[tuple[str, ...], float]:
+        families = text_string_to_metric_families(metrics.exposition(metrics.counted).decode())
+        samples = [one for family in families for one in family.samples if one.name.startswith("mailbox_stream")]
+        return {(one.name, *one.labels.values()): one.value for one in samples}
+
+    def grown() -> dict[tuple[str, ...], float]:
+        now = counted()
+        return {key: now[key] - before.get(key, 0) for key in now if now[key] != before.get(key, 0)}
+
+    before = counted()
+    posted = opened("/runs", method="POST", body=HELLO, headers=STREAM)
+    posted.until_named("RunQueued")
+    taken = scene.taken()
+    client = opened(f"/runs/{taken.run_id}/events/stream")
+    client.until_named("RunStarted")
+    with listening(f"{server.url}/v1/threads/{taken.thread_id}/events/stream", headers=headers) as leaving:
+        leaving.until_named("RunStarted")
+        there = {("mailbox_streams_open", kind): 1.0 for kind in ("post", "run", "thread")}
+        assert grown().items() >= {**there, ("mailbox_stream_threads",): 1.0}.items()
+    settle.complete(taken, output="done")
+    posted.to_the_end()
+    client.to_the_end()
+    until(lambda: ("mailbox_stream_threads",) not in grown(), "the streams have ended")
+    found = grown()
+    assert {key[1:]: value for key, value in found.items() if key[0] == "mailbox_streams_ended_total"} == {
+        ("post", "end"): 1, ("run", "end"): 1, ("thread", "left"): 1,
+    }  # fmt: skip
+    assert not [key for key in found if key[0] == "mailbox_streams_open"]
+    assert found["mailbox_stream_events_sent_total",] >= len(posted.events()) + len(client.events())
+    assert found["mailbox_stream_readings_total",] > 0

@@ -69,13 +69,25 @@ def test_another_activation_begins_anew_and_an_older_one_is_not_heard() -> None:
 def test_what_is_closed_is_not_told_again() -> None:
     text = RunText(RUN, fence=1)
     text.add(piece(0, "said."))
-    text.close()
+    text.close(1)
     assert text.tail(0) == (5, "")
     assert text.add(piece(0, "said.")) == Came.OLD
     assert text.add(piece(3, "d.More")) == Came.NEW
     assert text.tail(0) == (5, "More")
     text.add(piece(9, "Next", closed=9))
     assert text.tail(0) == (9, "Next")
+
+
+def test_what_is_told_is_made_once_for_all_who_are_as_far_and_anew_with_each_piece() -> None:
+    text = RunText(RUN, fence=1)
+    text.add(piece(0, "One."))
+    whole, rest = text.told(0), text.told(2)
+    assert text.told(0) is whole
+    assert [json.loads(one.split(b"data: ")[1])["text"] for one in (whole, rest)] == ["One.", "e."]
+    text.add(piece(4, "Two."))
+    assert json.loads(text.told(0).split(b"data: ")[1])["text"] == "One.Two."
+    text.close(1)
+    assert text.told(0) == text.told(8) == b""
 
 
 def test_only_the_end_of_a_long_text_is_kept() -> None:
@@ -145,6 +157,32 @@ def test_what_was_said_durably_is_kept_no_longer() -> None:
     until(lambda: kept_of(run_id) == "", "it is closed")
     assert speech.say("more") == 4
     until(lambda: kept_of(run_id) == "more", "the rest is kept")
+
+
+@pytest.mark.usefixtures("_own")
+def test_what_an_activation_has_said_is_deleted_with_its_end_and_what_it_says_then_is_not_kept() -> None:
+    run_id = uuid.uuid4()
+    speech = saying.Speech(run_id=run_id, fence=1, attempt=1)
+    server = redis.Redis.from_url(conf.redis_url)
+    listener = server.pubsub()
+    listener.subscribe(f"mailbox:run:{run_id}")
+    assert listener.get_message(timeout=10)
+    speech.say("said ")
+    until(lambda: kept_of(run_id) == "said ", "it is kept")
+    with speech._lock:  # it has not been sent when the end comes
+        speech._unsent, speech._end = ["and heard"], 14
+    speech.end()
+    until(lambda: not server.exists(f"mailbox:text:{run_id}:1"), "it is deleted")
+    heard = []
+    while len(heard) < 2:
+        heard.append(json.loads(listener.get_message(timeout=10)["data"])["text"])
+    assert heard == ["said ", "and heard"]
+    speech.say("from the grave")
+    other = saying.Speech(run_id=run_id, fence=2, attempt=2)
+    other.say("anew")
+    until(lambda: server.exists(f"mailbox:text:{run_id}:2") == 1, "what is said now has been sent")
+    assert not server.exists(f"mailbox:text:{run_id}:1")
+    listener.close()
 
 
 def test_who_speaks_while_redis_is_away_is_neither_slowed_nor_grows(own_redis: Redis, settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import time
@@ -18,9 +19,10 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from mailbox_app.api.v1 import stream_rows
+from mailbox_app.api.v1 import stream_cut, stream_rights, stream_rows
 from mailbox_app.api.v1.pagination import number_of
-from mailbox_app.api.v1.stream_hub import Feed, hub
+from mailbox_app.api.v1.stream_feed import Feed
+from mailbox_app.api.v1.stream_hub import Hub, hub
 from mailbox_app.api.v1.stream_rows import Found, Told, frame
 from mailbox_app.conf import conf
 from mailbox_app.errors import CursorPruned
@@ -34,10 +36,13 @@ LAST_EVENT_ID = "Last-Event-ID"
 _RECONNECT_MS = (500, 2_000)
 # Frames are joined up to about so many bytes.
 _PIECE_BYTES = 65_536
+_BEAT = (0.8, 1.0)
 _HEARTBEAT = b": heartbeat\n\n"
 _AGAIN = b": that is all for now; connect again\n\n"
 # Beside the events' own kinds.
-METADATA, DELTA, END, ERROR = "metadata", "delta", "end", "error"
+METADATA, END, ERROR = "metadata", "end", "error"
+# Why a stream ended that was not told its end.
+CUT, REFUSED = "cut", "refused"
 
 
 # No proxy is to keep a stream, to hold it back until it is complete, or to compress it.
@@ -80,7 +85,7 @@ def cursor_of(request: Request, given: dict[str, str]) -> int:
 
 def of_thread(request: Request, thread: Thread, *, cursor: int) -> StreamingHttpResponse:
     """Stream all public events of a thread past the cursor, and the live text of its open run. Raises CursorPruned."""
-    return _answer(request, _Client(thread, cursor=cursor))
+    return _answer(request, _Client(request, thread, cursor=cursor))
 
 
 def of_run(request: Request, run: Run, *, cursor: int, may_wait: bool = True) -> StreamingHttpResponse | None:
@@ -88,7 +93,7 @@ def of_run(request: Request, run: Run, *, cursor: int, may_wait: bool = True) ->
 
     `may_wait`: a run that waits for somebody ends the stream if this is False. Raises CursorPruned.
     """
-    client = _Client(run.thread, cursor=cursor, run=run, may_wait=may_wait)
+    client = _Client(request, run.thread, cursor=cursor, run=run, may_wait=may_wait)
     if run.status == RunStatus.DONE and not Event.objects.filter(run_id=run.pk).public().after(cursor).exists():
         return None
     return _answer(request, client)
@@ -104,9 +109,16 @@ def _answer(request: Request, client: "_Client") -> StreamingHttpResponse:
 class _Client:
     """One stream: of a thread, or of a run on it."""
 
-    def __init__(self, thread: Thread, *, cursor: int, run: Run | None = None, may_wait: bool = True) -> None:
+    def __init__(
+        self, request: Request, thread: Thread, *, cursor: int, run: Run | None = None, may_wait: bool = True
+    ) -> None:
         _refuse_pruned(cursor, thread.pruned_cursor, thread.pk)
         self.news = asyncio.Event()
+        self.right = stream_rights.of(request)
+        self.ends = stream_cut.ends_of(getattr(request._request, "scope", {}))
+        self._kind = "thread" if run is None else "run" if may_wait else "post"
+        # How it ended, as far as is known: else because the client has left.
+        self._ended, self._is_refused = "left", False
         self._thread_id, self._run_id = thread.pk, None if run is None else run.pk
         # What is past the end has not happened yet: a stream begins with what comes next.
         self._head = thread.last_cursor
@@ -117,7 +129,7 @@ class _Client:
         if run is not None:
             self._opening += frame(METADATA, {"run_id": str(run.pk), "attempt": _attempt_of(run)})
         # How far the live text was sent, and of which activation.
-        self._fence = self._said = 0
+        self._activation, self._said = "", 0
         self._task: asyncio.Task[Any] | None = None
         self._sending_since: float | None = None
 
@@ -125,18 +137,27 @@ class _Client:
         """Whether what was sent to it has not been taken for too long."""
         return self._sending_since is not None and now - self._sending_since > conf.stream_send_seconds
 
-    def cut(self) -> None:
+    def cut(self, *, is_closed: bool) -> None:
         """End it: its client does not read. The run goes on, and the client may come back for the rest."""
-        self._sending_since = None
-        observe("stream.cut", level=logging.WARNING, thread_id=self._thread_id, run_id=self._run_id)
-        if self._task is not None:
+        was_cut, self._ended = self._ended == CUT, CUT
+        if not was_cut:
+            observe("stream.cut", level=logging.WARNING, thread_id=self._thread_id, run_id=self._run_id)
+        # A server that has lost the connection ends the request itself, and does not complain of an answer cut short.
+        if self._task is not None and (was_cut or not is_closed):
             self._task.cancel()
+
+    def refuse(self) -> None:
+        """End it: its credentials are good no longer."""
+        self._is_refused = True
+        self.news.set()
 
     def past(self) -> Iterator[bytes]:
         """What there is now, for WSGI: a stream that went on would keep a worker's thread for as long as it is open.
 
         A client that connects again, as EventSource does, misses nothing but live text.
         """
+        observe("stream.polled", level=logging.DEBUG, kind=self._kind)
+        _tell_of_wsgi()
         yield self._opening
         found: Found | None = None
         while found is None or found.has_more:
@@ -154,25 +175,42 @@ class _Client:
         closes_at = time.monotonic() + conf.stream_seconds
         shared = hub()
         feed = shared.join(self, self._thread_id, head=self._head)
+        observe("stream.opened", level=logging.DEBUG, kind=self._kind)
+        leave = functools.partial(self._leave, shared, feed)
+        if self._task is not None:
+            # One that ends while a piece is being sent does not come back here before the garbage is collected.
+            self._task.add_done_callback(leave)
         try:
             async for piece in self._pieces(feed, closes_at):
                 self._sending_since = time.monotonic()
                 yield piece
                 self._sending_since = None
         except (DatabaseError, InterfaceError):
+            self._ended = ERROR
             yield frame(ERROR, {"code": "unavailable", "detail": "The database did not answer; connect again."})
         except CursorPruned as error:
+            self._ended = ERROR
             yield frame(ERROR, {"code": error.code, "detail": error.message})
         finally:
-            shared.leave(self, feed)
+            leave()
+
+    def _leave(self, shared: Hub, feed: Feed, _: object = None) -> None:
+        self._task = None
+        if shared.leave(self, feed):
+            observe("stream.ended", level=logging.DEBUG, kind=self._kind, reason=self._ended)
 
     async def _pieces(self, feed: Feed, closes_at: float) -> AsyncIterator[bytes]:
         yield self._opening
         while time.monotonic() < closes_at:
             self.news.clear()
+            if self._is_refused:
+                self._ended = REFUSED
+                yield frame(ERROR, {"code": "authentication_failed", "detail": "The credentials are good no longer."})
+                return
             told, head, is_all = await self._next(feed)
             for piece in _joined([one.frame for one in told]):
                 yield piece
+            hub().sent += len(told)
             self.cursor = max(self.cursor, head)
             if not is_all:
                 continue
@@ -180,10 +218,12 @@ class _Client:
             if live:
                 yield live
             if end := self._end(is_gone=feed.is_gone):
+                self._ended = END
                 yield end
                 return
             if not told and not live and not await self._hears(closes_at):
                 yield _HEARTBEAT
+        self._ended = "again"
         yield _AGAIN
 
     async def _next(self, feed: Feed) -> tuple[list[Told], int, bool]:
@@ -196,6 +236,7 @@ class _Client:
                 return [], self.cursor, True
             _refuse_pruned(self.cursor, found.pruned, self._thread_id)
             kept, head, is_all = found.told, found.head, not found.has_more
+            feed.close(kept)
         return self._mine(kept), head, is_all
 
     def _mine(self, told: list[Told]) -> list[Told]:
@@ -211,16 +252,13 @@ class _Client:
     def _live(self, feed: Feed) -> bytes:
         """What the open run has said since the last look."""
         text = feed.text
-        if text is None or self._run_id not in (None, text.run_id):
+        # Text waits for the events before it: a message that was sent after it would seem to hold it.
+        if text is None or self._run_id not in (None, text.run_id) or text.after > self.cursor:
             return b""
-        if text.fence != self._fence:
-            self._fence, self._said = text.fence, 0
-        offset, said = text.tail(self._said)
-        self._said = offset + len(said)
-        if not said:
-            return b""
-        about = {"run_id": str(text.run_id), "attempt": text.attempt}
-        return frame(DELTA, {**about, "offset": offset, "text": said})
+        if text.activation != self._activation:
+            self._activation, self._said = text.activation, 0
+        told, self._said = text.told(self._said), text.end
+        return told
 
     def _end(self, *, is_gone: bool) -> bytes:
         if is_gone:
@@ -232,7 +270,8 @@ class _Client:
 
     async def _hears(self, closes_at: float) -> bool:
         """Wait for news; False after a while without."""
-        seconds = min(conf.stream_heartbeat_seconds, max(closes_at - time.monotonic(), 0))
+        # Not all at the same instant, though they came together.
+        seconds = min(conf.stream_heartbeat_seconds * random.uniform(*_BEAT), max(closes_at - time.monotonic(), 0))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self.news.wait()
@@ -265,6 +304,12 @@ def _joined(frames: list[bytes]) -> list[bytes]:
         pieces[-1].append(one)
         size += len(one)
     return [b"".join(piece) for piece in pieces]
+
+
+@functools.cache
+def _tell_of_wsgi() -> None:
+    """Tell once who runs this that its streams are not what they could be."""
+    observe("stream.wsgi", level=logging.WARNING, meaning="streams end at once and are polled: serve ASGI")
 
 
 def _release_connection() -> None:

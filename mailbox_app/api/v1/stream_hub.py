@@ -11,18 +11,18 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError, InterfaceError
 
-from mailbox_app.api.v1 import stream_rows
-from mailbox_app.api.v1.stream_rows import Found, Told
-from mailbox_app.api.v1.stream_text import Came, RunText
+from mailbox_app.api.v1 import stream_cut, stream_rights, stream_rows
+from mailbox_app.api.v1.stream_feed import Client, Feed
+from mailbox_app.api.v1.stream_rows import Found
+from mailbox_app.api.v1.stream_text import Came
 from mailbox_app.conf import conf
 from mailbox_app.hearing import Ear
 from mailbox_app.telemetry import observe
@@ -31,8 +31,6 @@ ValueT = TypeVar("ValueT")
 
 # Feeds of one statement.
 _MOST_FEEDS = 100
-# Bytes of events one feed keeps; of more, the latest.
-_MOST_BYTES = 1_048_576
 # Threads that read for all streams of the process, each with a connection while it does.
 _READERS = 3
 # How often slow clients and old events are looked for, at most.
@@ -41,82 +39,6 @@ _TEND_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 
 _readers = ThreadPoolExecutor(_READERS, thread_name_prefix="mailbox-streams")
-
-
-class Client(Protocol):
-    """Whoever streams, as its hub sees it."""
-
-    news: asyncio.Event
-    cursor: int
-
-    def is_stuck(self, now: float) -> bool:
-        """Whether it has not taken what it was sent for too long."""
-
-    def cut(self) -> None:
-        """End it."""
-
-
-class Feed:
-    """One thread that is streamed: its latest events, all after `floor` and up to `head`, and its run's live text."""
-
-    def __init__(self, thread_id: uuid.UUID, *, head: int) -> None:
-        self.thread_id, self.head, self.floor = thread_id, head, head
-        self.fence = 0
-        self.open_run_id: uuid.UUID | None = None
-        self.is_gone = False
-        self.text: RunText | None = None
-        self.clients: set[Client] = set()
-        self._recent: deque[Told] = deque()
-        self._bytes = 0
-
-    def since(self, cursor: int) -> list[Told] | None:
-        """The events past the cursor; None when some of them are kept no longer."""
-        if cursor < self.floor:
-            return None
-        if cursor >= self.head:
-            return []
-        return [told for told in self._recent if told.cursor > cursor]
-
-    def take(self, found: Found) -> None:
-        """Add what was read past `head`."""
-        if found.pruned > self.head:  # some are gone that nobody has read: who has not had them is to be told so
-            self._recent.clear()
-            self._bytes, self.floor = 0, found.pruned
-        for told in found.told:
-            self._recent.append(told)
-            self._bytes += len(told.frame)
-            if told.closes and self.text is not None and self.text.run_id == told.run_id:
-                self.text.close()
-        self.head, self.fence, self.open_run_id = max(self.head, found.head), found.fence, found.open_run_id
-        self.is_gone = found.is_gone
-        if self.text is not None and (self.text.run_id != self.open_run_id or self.text.fence < self.fence):
-            self.text = None
-        while len(self._recent) > conf.stream_buffer_entries or self._bytes > _MOST_BYTES:
-            self._drop()
-
-    def tidy(self) -> None:
-        """Drop what every client has had."""
-        had = min((client.cursor for client in self.clients), default=self.head)
-        while self._recent and self._recent[0].cursor <= had:
-            self._drop()
-
-    def _drop(self) -> None:
-        told = self._recent.popleft()
-        self._bytes -= len(told.frame)
-        self.floor = told.cursor
-
-    def hear(self, run_id: uuid.UUID, piece: dict[str, Any], *, anyhow: bool = False) -> Came:
-        """Add a piece of live text, unless it is of a run that is not open here."""
-        if run_id != self.open_run_id:
-            return Came.OLD
-        if self.text is None:
-            self.text = RunText(run_id, fence=self.fence)
-        return self.text.add(piece, anyhow=anyhow)
-
-    def wake(self) -> None:
-        """Let each client look."""
-        for client in self.clients:
-            client.news.set()
 
 
 class Hub:
@@ -130,6 +52,8 @@ class Hub:
         self._has_work = asyncio.Event()
         self._pages: dict[tuple[Any, ...], asyncio.Task[Found | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Events sent, and questions to the database, since they were counted last.
+        self.sent = self._asked = 0
 
     @property
     def is_idle(self) -> bool:
@@ -139,36 +63,44 @@ class Hub:
     def join(self, client: Client, thread_id: uuid.UUID, *, head: int) -> Feed:
         """Give the client its thread's feed; `head`: a cursor up to which the thread's events are there."""
         if self.is_idle:
+            # Another one: the last may still be letting go of what it heard by.
+            self._ear = Ear(self)
             for work in (self._ear.run, self._read, self._tend):
                 self._start(_for_ever(work))
         feed = self._feeds.get(str(thread_id))
         if feed is None:
             feed = self._feeds[str(thread_id)] = Feed(thread_id, head=head)
             self._want(feed)
+            observe("stream.feed", level=logging.DEBUG, change=1)
         feed.clients.add(client)
         return feed
 
-    def leave(self, client: Client, feed: Feed) -> None:
-        """Forget the client; with the last one its feed, and with the last feed the subscription."""
-        feed.clients.discard(client)
-        if feed.clients or self._feeds.get(str(feed.thread_id)) is not feed:
-            return
+    def leave(self, client: Client, feed: Feed) -> bool:
+        """Forget the client, unless it was before; with the last one its feed, with the last feed the subscription."""
+        if client not in feed.clients:
+            return False
+        feed.clients.remove(client)
+        if feed.clients:
+            return True
         del self._feeds[str(feed.thread_id)]
         self._behind.discard(feed)
+        observe("stream.feed", level=logging.DEBUG, change=-1)
         for run_id in [run_id for run_id, other in self._of_run.items() if other is feed]:
             del self._of_run[run_id]
             self._start(self._ear.leave(run_id))
         if self.is_idle:
+            self._tell()
             for task in list(self._tasks):
                 task.cancel()
             self._tasks.clear()
+        return True
 
     async def page(self, thread_id: uuid.UUID, run_id: uuid.UUID | None, cursor: int) -> Found | None:
         """Events past a cursor, from the database; clients that ask for the same meanwhile share the answer."""
         key = (thread_id, run_id, cursor)
         task = self._pages.get(key)
         if task is None:
-            task = self._pages[key] = self._start(_in_thread(partial(stream_rows.of_run, thread_id, run_id, cursor)))
+            task = self._pages[key] = self._start(self._ask(partial(stream_rows.of_run, thread_id, run_id, cursor)))
             task.add_done_callback(lambda _: self._pages.pop(key, None))
         # One that leaves does not take the answer from the others.
         return await asyncio.shield(task)
@@ -197,6 +129,8 @@ class Hub:
         if feed is not None and came == Came.AHEAD:
             self._start(self._fetch(feed, run_id, int(piece["fence"]), piece))
         elif feed is not None and came == Came.NEW:
+            if feed.text is not None and feed.text.after > feed.head:  # it waits for events that are not read yet
+                self._want(feed)
             feed.wake()
 
     def _want(self, *feeds: Feed) -> None:
@@ -211,7 +145,7 @@ class Hub:
                 self._has_work.clear()
             try:
                 heads = {feed.thread_id: feed.head for feed in some}
-                found = await _in_thread(partial(stream_rows.of_threads, heads))
+                found = await self._ask(partial(stream_rows.of_threads, heads))
             except (DatabaseError, InterfaceError) as error:
                 observe("stream.unread", level=logging.WARNING, error=type(error).__name__)
                 self._behind.update(feed for feed in some if feed.clients)
@@ -254,22 +188,55 @@ class Hub:
         feed.wake()
 
     async def _tend(self) -> None:
-        looked_at = time.monotonic()
+        looked_at = judged_at = time.monotonic()
         while True:
-            await asyncio.sleep(min(_TEND_SECONDS, conf.wait_poll_seconds, conf.stream_poll_seconds))
+            pause = min(conf.wait_poll_seconds, conf.stream_poll_seconds, conf.stream_rights_seconds)
+            await asyncio.sleep(min(_TEND_SECONDS, pause))
             now = time.monotonic()
-            for feed in list(self._feeds.values()):
+            for feed in self._feeds.values():
                 feed.tidy()
-                for client in [client for client in feed.clients if client.is_stuck(now)]:
-                    client.cut()
+            self._tell()
+            self._cut([client for client in self._clients() if client.is_stuck(now)])
+            if now - judged_at >= conf.stream_rights_seconds:
+                judged_at = now
+                await self._judge()
             if now - looked_at >= (conf.stream_poll_seconds if self._ear.is_up else conf.wait_poll_seconds):
                 looked_at = now
                 await self._look()
 
+    def _clients(self) -> list[Client]:
+        return [client for feed in self._feeds.values() for client in feed.clients]
+
+    def _cut(self, stuck: list[Client]) -> None:
+        closed = stream_cut.close({client.ends for client in stuck if client.ends is not None})
+        for client in stuck:
+            client.cut(is_closed=client.ends in closed)
+
+    async def _judge(self) -> None:
+        """End the streams whose credentials are good no longer."""
+        clients = self._clients()
+        try:
+            standing = await self._ask(partial(stream_rights.standing, {client.right for client in clients}))
+        except (DatabaseError, InterfaceError):
+            return  # whoever reads tells of it; they are asked for the next time
+        for client in clients:
+            if client.right not in standing:
+                client.refuse()
+
+    def _tell(self) -> None:
+        """Count what was done since the last time."""
+        if self.sent or self._asked:
+            observe("stream.sent", level=logging.DEBUG, events=self.sent, readings=self._asked)
+            self.sent = self._asked = 0
+
+    async def _ask(self, read: Callable[[], ValueT]) -> ValueT:
+        self._asked += 1
+        return await _in_thread(read)
+
     async def _look(self) -> None:
         feeds = list(self._feeds.values())
         try:
-            heads = await _in_thread(partial(stream_rows.heads, [feed.thread_id for feed in feeds]))
+            heads = await self._ask(partial(stream_rows.heads, [feed.thread_id for feed in feeds]))
         except (DatabaseError, InterfaceError):
             return  # whoever reads tells of it
         self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))

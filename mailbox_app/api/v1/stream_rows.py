@@ -51,7 +51,7 @@ class Told:
     cursor: int
     run_id: uuid.UUID | None
     kind: str
-    # Whether it holds what its run said live until then.
+    # Whether what its run said live until then is over: a message holds it, or the next turn has begun.
     closes: bool
     frame: bytes
 
@@ -124,6 +124,7 @@ def _told(event: Event) -> Told:
         cursor=event.cursor,
         run_id=event.run_id,
         kind=event.kind,
-        closes=event.kind == Kind.MESSAGE_COMMITTED and event.payload.get("role") == Role.ASSISTANT,
+        closes=event.kind == Kind.TURN_STARTED
+        or (event.kind == Kind.MESSAGE_COMMITTED and event.payload.get("role") == Role.ASSISTANT),
         frame=frame(event.kind, EventSerializer(event).data, cursor=event.cursor),
     )
