@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 
 from mailbox_app.execution.live import LiveText
@@ -162,6 +162,31 @@ def test_a_submissions_stream_ends_when_its_run_waits_and_the_runs_own_goes_on(o
     other.to_the_end()
     assert told(other.events()) == paged(f"/runs/{taken.run_id}/events")
     assert other.heard[-1].data["status"] == "done"
+
+
+def test_a_submission_that_is_repeated_while_its_run_waits_ends_at_once_whatever_was_told(opened: Open) -> None:
+    keyed = {**STREAM, "Idempotency-Key": "k"}
+    client = opened("/runs", method="POST", body=HELLO, headers=keyed)
+    client.until_named("RunQueued")
+    settle.suspend(scene.taken(), scene.wait())
+    last = client.until_named("RunSuspended").id
+    client.to_the_end()
+    again = opened("/runs", method="POST", body=HELLO, headers=keyed, last=last)
+    again.to_the_end()
+    assert again.names() == ["metadata", "end"]
+    assert again.heard[-1].data["status"] == "waiting"
+
+
+def test_a_run_whose_thread_is_deleted_before_its_end_was_told_is_done(opened: Open) -> None:
+    taken = scene.posted_and_taken()
+    client = opened(f"/runs/{taken.run_id}/events/stream")
+    client.until_named("RunStarted")
+    with transaction.atomic():
+        settle.complete(taken, output="done")
+        threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
+    client.to_the_end()
+    assert client.names()[-2:] == ["RunFinished", "end"]
+    assert client.heard[-1].data == {"run_id": str(taken.run_id), "status": "done"}
 
 
 def test_a_client_that_leaves_stops_no_run(opened: Open, server: Server, headers: Any) -> None:

@@ -48,7 +48,8 @@ class Answer:
             more["Content-Type"] = "application/json"
         request = h11.Request(method=method, target=path, headers=list(more.items()))
         return b"".join(
-            self._http.send(part) or b"" for part in (request, *([h11.Data(data=raw)] if raw else []), h11.EndOfMessage())
+            self._http.send(part) or b""
+            for part in (request, *([h11.Data(data=raw)] if raw else []), h11.EndOfMessage())
         )
 
     def take(self, received: bytes) -> list[Told]:

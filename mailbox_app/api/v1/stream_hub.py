@@ -162,6 +162,8 @@ class Hub:
             for task in list(self._tasks):
                 task.cancel()
             self._tasks.clear()
+            # Those of them that had not begun leave no run any more: the next one hears of none.
+            self._ear = Ear(self)
 
     async def page(self, thread_id: uuid.UUID, run_id: uuid.UUID | None, cursor: int) -> Found | None:
         """Events past a cursor, from the database; clients that ask for the same meanwhile share the answer."""
