@@ -114,8 +114,10 @@ class Follower:
         if self.posted is not None and self.run_id is None:
             self.run_id = uuid.UUID(self.answer.headers["location"].rpartition("/")[2])
             self.ledger.read()
-        if expected == 200:
+        if expected in (200, 204):
+            # What is past the end has not happened yet: it begins with what comes next.
             self.position = max(self.position, min(cursor, len(self.ledger.events[self.thread_id])))
+        if expected == 200:
             if self.last is None and self.asked == 0:
                 self.position = max(self.position, self.ledger.pruned[self.thread_id])
             return

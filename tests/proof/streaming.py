@@ -8,7 +8,6 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -234,6 +233,7 @@ class Streaming(RuleBasedStateMachine):
         expected = [one.cursor for one in self.ledger.past(max(cursor, pruned), thread_id, run_id)]
         assert [item["cursor"] for item in answer.json()["items"]] == expected[:limit]
 
+    @precondition(lambda self: self.followers)
     @rule()
     def everybody_catches_up(self) -> None:
         """Who has left comes back, and in the end nobody lacks anything."""
@@ -249,7 +249,7 @@ class Streaming(RuleBasedStateMachine):
 
     # What goes wrong
 
-    @precondition(lambda self: self.redis.is_running)
+    @precondition(lambda self: self.redis.is_running and self.followers)
     @rule()
     def redis_is_lost(self) -> None:
         self.redis.stop()
@@ -270,6 +270,7 @@ class Streaming(RuleBasedStateMachine):
             for cursor in cursors:
                 server.publish("mailbox:events", json.dumps({str(one): cursor for one in self.ledger.events}))
 
+    @precondition(lambda self: self.followers)
     @rule()
     def the_server_is_replaced(self) -> None:
         """Without a farewell; its clients find out when they read."""
@@ -341,5 +342,3 @@ class Streaming(RuleBasedStateMachine):
 def machine(server: Redis) -> type[Streaming]:
     """The machine with a Redis of its own."""
     return type("Streams", (Streaming,), {"redis": server})
-
-
