@@ -181,7 +181,7 @@ class Follower:
         # The head, and of a refusal all.
         while not self.answer.status or not (self.answer.is_stream or self.answer.is_over):
             assert time.monotonic() < give_up_at, "no answer"
-            for one in self.answer.take(self._socket.recv(1)):
+            for one in self.answer.take(self._socket.recv(64)):
                 self._hear(one)
 
     # What it is told

@@ -9,6 +9,10 @@ EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
 KILLS = "tests/chaos/test_kills.py"
 TALK = "tests/proof/test_talk.py"
+API = "mailbox_app/api/v1"
+# Streams: each in any order, one by one, and in trouble.
+STREAMS = "tests/proof/test_streaming.py"
+STREAM, TROUBLE = "tests/streams/test_stream.py", "tests/streams/test_trouble.py"
 
 
 @dataclass(frozen=True)
@@ -408,6 +412,108 @@ MUTATIONS = (
         f"{MODELS}/ready.py",
         (("elif self.due_at is None and self.wakes_at is None and not self.blocked_reason:", "elif is_due:"),),
         noticed_by=("tests/operations/test_barriers.py", CONVERSATION),
+    ),
+    Mutation(
+        "Last-Event-ID of a stream",
+        f"{API}/stream.py",
+        (("if sent is not None:", 'if sent == "":'),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the end of a stream's cursor",
+        f"{API}/stream.py",
+        (("self.cursor = min(cursor, self._head)", "self.cursor = cursor"),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the cursor itself, which was told (of a feed)",
+        f"{API}/stream_hub.py",
+        (("if told.cursor > cursor]", "if told.cursor >= cursor]"),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the cursor itself, which was told (of a run's page)",
+        f"{API}/stream_rows.py",
+        (("run_id = %(run)s AND cursor > %(cursor)s", "run_id = %(run)s AND cursor >= %(cursor)s"),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the head of a page that is full",
+        f"{API}/stream_rows.py",
+        (("        if one.has_more:\n            one.head = one.told[-1].cursor\n", "        pass\n"),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the floor of a feed",
+        f"{API}/stream_hub.py",
+        (("        self.floor = told.cursor\n", ""),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "the floor of a feed whose events were pruned unread",
+        f"{API}/stream_hub.py",
+        (("if found.pruned > self.head:", "if False:"),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "the refusal of a cursor past retention",
+        f"{API}/stream.py",
+        (("if 0 < cursor < pruned:", "if False:"),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "the end of a stream at any end of its run",
+        f"{API}/stream.py",
+        (("if one.kind in TERMINAL_KINDS:", "if one.kind == Kind.RUN_FINISHED:"),),
+        noticed_by=(STREAMS,),
+    ),
+    Mutation(
+        "what came while a client was taking the last of it",
+        f"{API}/stream.py",
+        ((" or self.cursor < feed.head", ""),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "that a run waits when its submission is repeated",
+        f"{API}/stream.py",
+        (("run is not None and run.status == RunStatus.WAITING", "False"),),
+        noticed_by=(STREAM, STREAMS),
+    ),
+    Mutation(
+        "the live text of an attempt that is over",
+        f"{API}/stream_text.py",
+        (("        if fence < self.fence:\n            return Came.OLD\n", ""),),
+        noticed_by=(STREAM, "tests/streams/test_text.py"),
+    ),
+    Mutation(
+        "the message that closes live text",
+        f"{API}/stream_hub.py",
+        (("self.text.close()", "pass"),),
+        noticed_by=(STREAM, TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "how far a piece of live text is closed",
+        f"{API}/stream_text.py",
+        (("if closed > self._closed:", "if False:"),),
+        noticed_by=("tests/streams/test_text.py", STREAMS),
+    ),
+    Mutation(
+        "the look when notices arrive again",
+        f"{API}/stream_hub.py",
+        (("        self._want(*self._feeds.values())\n", "        pass\n"),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "the look for what nobody was told of",
+        f"{API}/stream_hub.py",
+        (("        self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))\n", ""),),
+        noticed_by=(TROUBLE, STREAMS),
+    ),
+    Mutation(
+        "the runs nobody follows any more",
+        f"{API}/stream_hub.py",
+        (("            self._ear = Ear(self)\n", ""),),
+        noticed_by=(TROUBLE,),
     ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),

@@ -1,20 +1,17 @@
-"""Streams in any order against the table: clients that come, are dropped anywhere and come back, whatever fails meanwhile.
+"""Streams in any order against the table: clients come, are dropped anywhere and come back, whatever fails meanwhile.
 
 Everything is as in production: a server with its hub, PostgreSQL and Redis, clients on sockets. The test itself is the
 worker, the callers and the clock; it reads its clients' sockets as far as a rule says, and no further.
 """
 
-import contextlib
 import json
-import time
-import uuid
 from datetime import timedelta
 from typing import Any
 
 import redis
 from django.db.models.functions import Now
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from mailbox_app import channel
 from mailbox_app.conf import conf
@@ -23,17 +20,18 @@ from mailbox_app.errors import Cancelled
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Event, Run, Thread
 from mailbox_app.operations import cancel, checkpoint, interrupt, prune, recover, resume, settle, threads
+from mailbox_app.operations import emit as events
 from mailbox_app.operations.ownership import Claim
-from tests import make
 from tests.operations import scene
-from tests.proof.followers import Follower, Ledger, Spoken
-from tests.streams.served import PATIENCE_SECONDS, Server, serving
+from tests.proof.followers import Follower, Spoken
+from tests.proof.watching import MOST_FOLLOWERS, PICK, Watching
+from tests.streams.served import serving
 
-PICK = st.integers(0, 11)
-# The last is more than a page, and more than a feed keeps.
-COUNT = st.sampled_from((1, 1, 1, 2, 5, 130))
-CURSOR = st.sampled_from(("all", "all", "middle", "head", "beyond"))
-# What `streaming` changes: notices are made up for soon, and a feed keeps little.
+# A crowd is more than a page, and more than a feed keeps.
+COUNT = st.sampled_from((1, 1, 1, 2, 5))
+ACT = st.tuples(st.sampled_from(("speak", "speak", "emit", "emit", "say")), COUNT) | st.just(("crowd", 130))
+HOW = st.sampled_from(("ends", "ends", "fails", "is buried", "waits", "waits", "is lost"))
+# Notices that are lost are made up for soon, and a feed keeps little.
 SETTINGS = {
     "wait_poll_seconds": 0.05,
     "stream_poll_seconds": 0.1,
@@ -42,7 +40,6 @@ SETTINGS = {
     "stream_buffer_entries": 7,
     "lease_seconds": 3600.0,
 }
-MOST_FOLLOWERS = 6
 
 
 class Holding:
@@ -58,38 +55,34 @@ class Holding:
         return scene.entry(f"{self.claim.fence}", verb=verb, n=self.uses)
 
 
-class Streaming(RuleBasedStateMachine):
+class Streaming(Watching):
     """All that callers, workers, clients and trouble may do."""
-
-    # Of the test, for all its examples.
-    redis: Redis
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger, self.held, self.followers = Ledger(), list[Holding](), list[Follower]()
-        self.token = make.token(scope=scene.SCOPE)[1]
-        self._servers = contextlib.ExitStack()
-        self.server: Server = self._servers.enter_context(serving())
-
-    @property
-    def threads(self) -> list[uuid.UUID]:
-        return [one for one in self.ledger.events if one not in self.ledger.deleted]
-
-    @invariant()
-    def the_table_has_no_gap(self) -> None:
-        self.ledger.read()
+        self.held: list[Holding] = []
 
     # What callers and workers do
+
+    @initialize()
+    def begin(self) -> None:
+        self.begin_a_thread()
 
     @precondition(lambda self: len(self.ledger.events) < 3)
     @rule()
     def begin_a_thread(self) -> None:
-        self.ledger.events[scene.post().thread_id] = []
+        """With a run that is being executed, and somebody who looks on."""
+        thread_id = scene.post().thread_id
+        self.ledger.events[thread_id] = []
+        self.claim()
+        if len(self.followers) < MOST_FOLLOWERS:
+            self._join(Follower(self.ledger, self.token, thread_id))
 
     @precondition(lambda self: self.threads)
     @rule(pick=PICK)
     def submit(self, pick: int) -> None:
         scene.post(thread_id=self._thread(pick))
+        self.claim()
 
     @rule()
     def claim(self) -> None:
@@ -100,18 +93,48 @@ class Streaming(RuleBasedStateMachine):
             self.ledger.spoken.append(self.held[-1].spoken)
 
     @precondition(lambda self: self.held)
-    @rule(pick=PICK, count=COUNT, visibility=st.sampled_from(("public", "public", "internal")), is_told=st.booleans())
-    def emit(self, pick: int, count: int, visibility: str, is_told: bool) -> None:
+    @rule(pick=PICK, acts=st.lists(ACT, min_size=1, max_size=5))
+    def work(self, pick: int, acts: list[tuple[str, int]]) -> None:
+        """Speak, say and emit."""
         one = self._held(pick)
-        with contextlib.nullcontext() if is_told else channel.silenced():
-            for number in range(count):
-                given = {"key": None, "visibility": visibility}
-                checkpoint.emit_event(one.claim, one.entry("emit"), "Told", {"number": number}, **given)  # type: ignore[arg-type]
+        for act, count in acts:
+            getattr(self, f"_{act}")(one, count)
 
     @precondition(lambda self: self.held)
-    @rule(pick=PICK, count=st.integers(1, 3))
-    def speak(self, pick: int, count: int) -> None:
-        one = self._held(pick)
+    @rule(pick=PICK, acts=st.lists(ACT, min_size=1, max_size=3))
+    def work_while_notices_are_lost(self, pick: int, acts: list[tuple[str, int]]) -> None:
+        self._held(pick).spoken.is_whole = False
+        with channel.silenced():
+            self.work(pick, acts)
+
+    @precondition(lambda self: self.held and self.followers)
+    @rule(pick=PICK, acts=st.lists(ACT, min_size=1, max_size=4))
+    def work_while_all_listen(self, pick: int, acts: list[tuple[str, int]]) -> None:
+        for act in acts:
+            self.work(pick, [act])
+            self.everybody_catches_up()
+
+    @precondition(lambda self: self.held and self.followers)
+    @rule(pick=PICK, counts=st.lists(COUNT, min_size=1, max_size=3), is_said=st.booleans())
+    def speak_while_all_listen(self, pick: int, counts: list[int], is_said: bool) -> None:
+        self.work_while_all_listen(pick, [("speak", count) for count in counts])
+        if is_said:
+            self.work(pick, [("say", 1)])
+
+    def _emit(self, one: Holding, count: int) -> None:
+        for number in range(count):
+            one.uses += 1
+            given: dict[str, Any] = {"key": None, "visibility": "internal" if number % 3 == 1 else "public"}
+            checkpoint.emit_event(one.claim, one.entry("emit"), "Told", {"number": number}, **given)
+
+    def _crowd(self, one: Holding, count: int) -> None:
+        """In one transaction."""
+        run = Run.objects.get(pk=one.claim.run_id)
+        with Thread.objects.fence(run.thread_id) as thread:
+            for number in range(count):
+                events.of_run(thread, "Told", run, number=number)
+
+    def _speak(self, one: Holding, count: int) -> None:
         for _ in range(count):
             one.uses += 1
             text = f"{one.claim.fence}:{one.uses}ü; "
@@ -119,17 +142,19 @@ class Streaming(RuleBasedStateMachine):
             one.spoken.text += text
             one.live.delta(text)
 
-    @precondition(lambda self: self.held)
-    @rule(pick=PICK)
-    def say(self, pick: int) -> None:
-        one = self._held(pick)
+    def _say(self, one: Holding, count: int) -> None:
         checkpoint.say(one.claim, one.entry("say"), one.spoken.text or "said")
         one.spoken.closed = len(one.spoken.text)
         one.live.close()
 
     @precondition(lambda self: self.held)
-    @rule(pick=PICK, how=st.sampled_from(("ends", "ends", "fails", "is buried", "waits", "waits", "is lost")))
-    def leave(self, pick: int, how: str) -> None:
+    @rule(
+        pick=PICK,
+        how=st.sampled_from(("ends", "ends", "fails", "is buried", "waits", "waits", "is lost")),
+        is_next=st.booleans(),
+    )
+    def leave(self, pick: int, how: str, is_next: bool) -> None:
+        """`is_next`: who comes next is executed at once."""
         one = self._held(pick)
         self._let_go(one)
         match how:
@@ -145,6 +170,9 @@ class Streaming(RuleBasedStateMachine):
             case "is lost":
                 scene.expire_lease(one.claim)
                 assert recover.reclaim() == 1
+                scene.make_available(one.claim)
+        if is_next:
+            self.claim()
 
     @rule(pick=PICK)
     def go_on(self, pick: int) -> None:
@@ -155,6 +183,7 @@ class Streaming(RuleBasedStateMachine):
     @precondition(lambda self: self.threads)
     @rule(pick=PICK, everything=st.booleans())
     def stop(self, pick: int, everything: bool) -> None:
+        """A run, or all that is going on on a thread."""
         runs = list(self._runs().exclude(status="done").order_by("pk"))
         if everything:
             interrupt.thread(scope=scene.SCOPE, thread_id=self._thread(pick))
@@ -162,7 +191,7 @@ class Streaming(RuleBasedStateMachine):
             cancel.run(scope=scene.SCOPE, run_id=runs[pick % len(runs)].pk)
         self._notice_stops()
 
-    @precondition(lambda self: self.threads)
+    @precondition(lambda self: self.threads and not self.ledger.deleted)
     @rule(pick=PICK)
     def delete(self, pick: int) -> None:
         thread_id = self._thread(pick)
@@ -179,73 +208,6 @@ class Streaming(RuleBasedStateMachine):
         old = Event.objects.filter(thread_id=thread_id, cursor__lte=int(share * len(self.ledger.events[thread_id])))
         old.update(created_at=Now() - timedelta(seconds=conf.event_retention_seconds + 1))
         prune.batch()
-
-    # What clients do
-
-    @precondition(lambda self: self.ledger.events and len(self.followers) < MOST_FOLLOWERS)
-    @rule(pick=PICK, run=st.booleans(), begins=CURSOR)
-    def open(self, pick: int, run: bool, begins: str) -> None:
-        thread_id = list(self.ledger.events)[pick % len(self.ledger.events)]
-        runs = list(Run.objects.filter(thread_id=thread_id).order_by("-order").values_list("pk", flat=True))
-        head = len(self.ledger.events[thread_id])
-        asked = {"all": 0, "middle": head // 2, "head": head, "beyond": head + 1_000_000}[begins]
-        run_id = runs[pick % len(runs)] if run and runs else None
-        self._join(Follower(self.ledger, self.token, thread_id, run_id, asked=asked))
-
-    @precondition(lambda self: self.threads and len(self.followers) < MOST_FOLLOWERS)
-    @rule(pick=PICK)
-    def post(self, pick: int) -> None:
-        thread_id = self._thread(pick)
-        body = {"thread_id": str(thread_id), "agent": "echo", "messages": [{"content": "Hello"}]}
-        self._join(Follower(self.ledger, self.token, thread_id, posted={"body": body, "key": str(uuid.uuid4())}))
-
-    @precondition(lambda self: self.followers)
-    @rule(pick=PICK, most=st.sampled_from((1, 40, 300, 3_000, 100_000)), leaves=st.booleans())
-    def read(self, pick: int, most: int, leaves: bool) -> None:
-        """Some bytes, which may end in the middle of an event; and leave there."""
-        one = self.followers[pick % len(self.followers)]
-        one.read(most, seconds=0.05)
-        if leaves:
-            one.drop()
-
-    @precondition(lambda self: self.followers)
-    @rule(pick=PICK, by_header=st.booleans())
-    def come_back(self, pick: int, by_header: bool) -> None:
-        """Also where all was told: that is what 204 is for."""
-        one = self.followers[pick % len(self.followers)]
-        if not one.gone:
-            one.connect(self.port, by_header=by_header)
-
-    @precondition(lambda self: self.threads)
-    @rule(pick=PICK, run=st.booleans(), limit=st.integers(1, 60), share=st.floats(0.0, 1.2))
-    def page(self, pick: int, run: bool, limit: int, share: float) -> None:
-        """What is paged is what is streamed."""
-        thread_id = self._thread(pick)
-        cursor = int(share * len(self.ledger.events[thread_id]))
-        runs = list(Run.objects.filter(thread_id=thread_id).order_by("-order").values_list("pk", flat=True))
-        run_id = runs[pick % len(runs)] if run and runs else None
-        path = f"/threads/{thread_id}/events" if run_id is None else f"/runs/{run_id}/events"
-        answer = make.api(secret=self.token).get(path, cursor=cursor, limit=limit)
-        pruned = self.ledger.pruned[thread_id]
-        if 0 < cursor < pruned:
-            assert answer.status_code == 410
-            return
-        expected = [one.cursor for one in self.ledger.past(max(cursor, pruned), thread_id, run_id)]
-        assert [item["cursor"] for item in answer.json()["items"]] == expected[:limit]
-
-    @precondition(lambda self: self.followers)
-    @rule()
-    def everybody_catches_up(self) -> None:
-        """Who has left comes back, and in the end nobody lacks anything."""
-        self.ledger.read()
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        waiting = list(self.followers)
-        while waiting := [one for one in waiting if not one.has_heard_all()]:
-            assert time.monotonic() < give_up_at, [(vars(one), one.missing) for one in waiting]
-            for one in waiting:
-                if not one.is_connected:
-                    one.connect(self.port)
-                one.read(seconds=0.02)
 
     # What goes wrong
 
@@ -303,23 +265,11 @@ class Streaming(RuleBasedStateMachine):
 
     # What there is to choose from
 
-    @property
-    def port(self) -> int:
-        return int(self.server.url.rpartition(":")[2])
-
-    def _thread(self, pick: int) -> uuid.UUID:
-        return self.threads[pick % len(self.threads)]
-
     def _held(self, pick: int) -> Holding:
         return self.held[pick % len(self.held)]
 
     def _runs(self) -> Any:
         return Run.objects.filter(thread_id__in=self.threads)
-
-    def _join(self, follower: Follower) -> None:
-        self.ledger.read()
-        follower.connect(self.port)
-        self.followers.append(follower)
 
     def _let_go(self, one: Holding) -> None:
         self.held.remove(one)

@@ -14,7 +14,7 @@ from tests.proof.streaming import SETTINGS, machine
 
 # MAILBOX_PROOF_STREAMS=<examples> runs so many, drawn anew each time. In the suite the same each time, and few.
 WANTED = os.environ.get("MAILBOX_PROOF_STREAMS")
-DRAWN: dict[str, Any] = {"max_examples": int(WANTED or 10), "stateful_step_count": 60 if WANTED else 40}
+DRAWN: dict[str, Any] = {"max_examples": int(WANTED or 7), "stateful_step_count": 60 if WANTED else 30}
 
 
 @pytest.mark.timeout(0)
