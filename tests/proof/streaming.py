@@ -124,8 +124,8 @@ class Streaming(Watching):
     def _emit(self, one: Holding, count: int) -> None:
         for number in range(count):
             one.uses += 1
-            given: dict[str, Any] = {"key": None, "visibility": "internal" if number % 3 == 1 else "public"}
-            checkpoint.emit_event(one.claim, one.entry("emit"), "Told", {"number": number}, **given)
+            visibility = "internal" if number % 3 == 1 else "public"
+            scene.emit(one.claim, "Told", {"number": number}, n=one.uses, visibility=visibility)
 
     def _crowd(self, one: Holding, count: int) -> None:
         """In one transaction."""
