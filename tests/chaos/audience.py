@@ -114,7 +114,8 @@ class Viewer:
         if answer.status == 204:
             self.ended = "204"
         # In flight still: the first request under this key lost its client, or its server.
-        elif answer.status not in (200, 409, *_AGAIN):
+        # 0: the server went before it could say anything.
+        elif answer.status not in (0, 200, 409, *_AGAIN):
             self.ended = f"status {answer.status}"
             self.faults.append(f"answered {answer.status} {answer.body!r}")
         return answer.status != 200

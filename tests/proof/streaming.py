@@ -86,11 +86,13 @@ class Streaming(Watching):
 
     @rule()
     def claim(self) -> None:
+        """Whoever is executed begins to speak."""
         found = scene.take()
         if found is not None:
             self.held.append(Holding(found))
             self.held[-1].spoken.is_whole = self.redis.is_running
             self.ledger.spoken.append(self.held[-1].spoken)
+            self._speak(self.held[-1], 2)
 
     @precondition(lambda self: self.held)
     @rule(pick=PICK, acts=st.lists(ACT, min_size=1, max_size=5))
