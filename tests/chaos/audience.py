@@ -181,7 +181,7 @@ class Drop:
 def any_drop(dice: random.Random) -> Drop | None:
     """Most connections are dropped, most of these soon."""
     how = dice.choice(("abort", "abort", "close", "half", "stall", ""))
-    return Drop(how, dice.expovariate(1 / 3.0), dice.uniform(1.0, 5.0)) if how else None
+    return Drop(how, dice.expovariate(1 / 8.0), dice.uniform(1.0, 5.0)) if how else None
 
 
 async def till(is_so: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float, every: float = 0.2) -> bool:

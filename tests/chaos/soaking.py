@@ -25,8 +25,8 @@ BUSY, QUIET = 10, 10
 # Of one run: it lasts about so many seconds.
 EVENTS, RATE = 60, 10
 # A client that has followed something so long goes over to something else.
-STAYS_SECONDS = (4.0, 25.0)
-BLOWS_SECONDS = (2.0, 6.0)
+STAYS_SECONDS = (8.0, 40.0)
+BLOWS_SECONDS = (3.0, 9.0)
 # The web process is not killed any more in the last part, so that its memory can be told at both ends of that.
 KILLS_UNTIL = 0.4
 
