@@ -162,11 +162,13 @@ def test_what_a_worker_that_lost_its_lease_had_emitted_is_lost_and_the_next_atte
     raised: list[type[BaseException]] = []
 
     def agent(ctx: Context) -> None:
+        ctx.emit("Begun")
+        ctx.checkpoint()  # the recorder comes no sooner than a minute from here
         ctx.emit("Seen", ctx.attempt)
         if ctx.attempt > 1:
             return
         scene.expire_lease(claim_of(ctx))
-        recover.reclaim()
+        until(recover.reclaim, "the sweep")
         try:
             ctx.checkpoint()
         except BaseException as error:
@@ -251,6 +253,32 @@ def test_a_run_s_events_are_recorded_by_few_transactions(perform: Perform, setti
     assert 2 <= count <= took[0] / 0.2 + 2
 
 
+def test_the_recorder_does_not_come_sooner_because_a_verb_has_just_been_there(
+    paused: Callable[..., tuple[Pausing, Any]], register: Register, keeper: LeaseKeeper, settings: Any
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "emit_seconds": 60.0}
+    has_emitted, may_go = threading.Event(), threading.Event()
+
+    def agent(ctx: Context) -> None:
+        ctx.emit("First", 1)
+        ctx.step("look-up", lambda: None)
+        ctx.emit("First", 2)
+        has_emitted.set()
+        assert may_go.wait(30)
+
+    name = register(agent, name="held")
+    scene.post(agent=name)
+    claim = scene.taken(agents=(name,))
+    running = start(lambda: runner.run(claim, keeper=keeper, own_process=False))
+    assert has_emitted.wait(30)
+    paused("later")
+    until(lambda: Event.objects.filter(kind="Seen").exists(), "an event of a run that came later")
+    assert seen(claim, "First") == [1]
+    may_go.set()
+    running.result(30)
+    assert seen(claim, "First") == [1, 2]
+
+
 def test_a_full_batch_is_recorded_by_the_agent_itself(perform: Perform, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "emit_batch": 3, "emit_seconds": 60.0}
     found: list[Any] = []
@@ -327,14 +355,17 @@ def test_the_recorder_outlives_its_connection(
     assert broken
 
 
-def test_a_run_that_is_over_leaves_nothing_to_the_recorder(perform: Perform) -> None:
+def test_a_run_that_is_over_leaves_nothing_to_the_recorder(perform: Perform, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "emit_seconds": 60.0}
     claims: list[Claim] = []
 
     def agent(ctx: Context) -> None:
         claims.append(claim_of(ctx))
+        ctx.emit("Begun")
+        ctx.checkpoint()
         ctx.emit("Seen", 1)
         scene.expire_lease(claim_of(ctx))
-        recover.reclaim()
+        until(recover.reclaim, "the sweep")
 
     claim = perform(agent)
     assert (claims[0].emitted.is_empty, seen(claim)) == (True, [])
@@ -352,6 +383,18 @@ def test_each_turn_records_its_own(perform: Perform) -> None:
     assert list(turns) == [(1, 1), (2, 1)]
     kinds = scene.kinds(claim)
     assert kinds.index("Seen") < kinds.index("TurnStarted")
+
+
+def test_a_thread_that_a_turn_has_left_behind_emits_nothing_in_the_next(perform: Perform) -> None:
+    left: list[Context] = []
+
+    def agent(ctx: Context) -> None:
+        left.append(ctx)
+        if ctx.turn == 1:
+            submit.messages(scope=scene.SCOPE, thread_id=ctx.thread_id, messages=["more"], boundary="on_natural_end")
+        left[0].emit("Seen", ctx.turn)
+
+    assert seen(perform(agent)) == [1]
 
 
 def test_an_async_agent_s_emits_wait_for_nothing_either(perform: Perform) -> None:
