@@ -519,7 +519,7 @@ MUTATIONS = (
         "the message that closes live text",
         f"{API}/stream_hub.py",
         (("self.text.close()", "pass"),),
-        noticed_by=(f"{STREAM}::test_a_durable_message_closes_what_was_said_live",),
+        noticed_by=(f"{TROUBLE}::test_a_message_closes_what_was_said_live_also_when_nobody_was_told",),
     ),
     Mutation(
         "how far a piece of live text is closed",
@@ -531,7 +531,7 @@ MUTATIONS = (
         "the look when notices arrive again",
         f"{API}/stream_hub.py",
         (("        self._want(*self._feeds.values())\n", "        pass\n"),),
-        noticed_by=(f"{TROUBLE}::test_redis_that_stops_in_mid_stream_delays_events_and_loses_none",),
+        noticed_by=(f"{TROUBLE}::test_what_was_not_told_while_redis_was_away_is_looked_for_once_it_is_back",),
     ),
     Mutation(
         "the look for what nobody was told of",

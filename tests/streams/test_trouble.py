@@ -16,8 +16,8 @@ from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Event, Run, Thread
+from mailbox_app.operations import checkpoint, settle, threads
 from mailbox_app.operations import emit as events
-from mailbox_app.operations import settle, threads
 from mailbox_project.asgi import application
 from tests.operations import scene
 from tests.races.actors import until
@@ -107,6 +107,39 @@ def test_a_notice_that_is_lost_is_made_up_for(settings: Any, opened: Open) -> No
     with channel.silenced():
         emit(taken, "Untold")
     client.until_named("Untold")
+
+
+def test_what_was_not_told_while_redis_was_away_is_looked_for_once_it_is_back(
+    own_redis: Redis, settings: Any, opened: Open
+) -> None:
+    late = {"wait_poll_seconds": 60.0, "stream_poll_seconds": 60.0}
+    settings.MAILBOX = {**settings.MAILBOX, **late, "redis_url": own_redis.url, "broker_retry_seconds": 0.1}
+    taken = scene.posted_and_taken()
+    client = opened(f"/threads/{taken.thread_id}/events/stream")
+    client.until_named("RunStarted")
+    until(lambda: listeners(own_redis) == 1, "the process listens")
+    own_redis.stop()
+    emit(taken, "WhileItWasAway")
+    own_redis.start()
+    client.until_named("WhileItWasAway")
+
+
+def test_a_message_closes_what_was_said_live_also_when_nobody_was_told(settings: Any, opened: Open) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_poll_seconds": 0.1}
+    taken = scene.posted_and_taken()
+    path = f"/threads/{taken.thread_id}/events/stream"
+    client = opened(path)
+    live = LiveText(taken)
+    live.delta("said")
+    client.until_named("delta", text="said")
+    with channel.silenced():
+        checkpoint.say(taken, scene.entry("said", verb="say"), "said")
+        live.close()
+        client.until(lambda one: one.name == "MessageCommitted" and one.data["payload"]["role"] == "assistant")
+    late = opened(path)
+    emit(taken, "Later")
+    late.until_named("Later")
+    assert late.text() == ""
 
 
 def test_notices_that_come_twice_too_early_or_from_somebody_else_change_nothing(opened: Open) -> None:
