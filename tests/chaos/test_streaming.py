@@ -23,6 +23,8 @@ EVENTS, RATE = 30, 10
 THREADS, CLIENTS = 2, 2
 # So much of each stream is told before anything is killed.
 MIDST = 8
+# Of a client's counts: deltas it had heard when the blow was over.
+BEFORE = "deltas before the blow"
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,9 @@ def test_a_worker_that_is_killed_leaves_neither_its_live_text_nor_a_gap(live: Li
     assert all(viewer.attempt == 2 for viewer in viewers), "the second attempt was not heard"
 
 
-def test_redis_that_is_killed_delays_what_is_told(live: Live) -> None:
-    asyncio.run(told_through(live, lambda: killed(live, "redis")))
+def test_redis_that_is_killed_delays_what_is_told_and_live_text_is_heard_again(live: Live) -> None:
+    viewers = asyncio.run(told_through(live, lambda: killed(live, "redis"), events=100))
+    assert all(viewer.counts["deltas"] > viewer.counts[BEFORE] + MIDST for viewer in viewers)
 
 
 def test_postgresql_that_crashes_delays_what_is_told(live: Live) -> None:
@@ -63,9 +66,9 @@ def killed(live: Live, name: str) -> None:
     assert live.stack.pid(name) not in (None, old)
 
 
-async def told_through(live: Live, strike: Callable[[], Any]) -> list[Viewer]:
+async def told_through(live: Live, strike: Callable[[], Any], *, events: int = EVENTS) -> list[Viewer]:
     """Open all kinds of streams, strike in their midst, and judge what their clients were told in the end."""
-    body = {"agent": "streamer", "messages": [{"content": "go"}], "options": {"count": EVENTS, "rate": RATE}}
+    body = {"agent": "streamer", "messages": [{"content": "go"}], "options": {"count": events, "rate": RATE}}
     viewers: list[Viewer] = []
     for _ in range(THREADS):
         answer = await asyncio.to_thread(live.stack.request, "POST", "/v1/runs", body=body)
@@ -78,7 +81,9 @@ async def told_through(live: Live, strike: Callable[[], Any]) -> list[Viewer]:
     assert await till(lambda: all(len(one.told) >= MIDST for one in viewers), 2 * SLACK_SECONDS), viewers
     await asyncio.to_thread(strike)
     struck_at = time.monotonic()
-    assert await till(lambda: are_done(live), RECOVERED_SECONDS + EVENTS / RATE + SLACK_SECONDS)
+    for one in viewers:
+        one.counts[BEFORE] = one.counts["deltas"]
+    assert await till(lambda: are_done(live), RECOVERED_SECONDS + events / RATE + SLACK_SECONDS)
     rows = await asyncio.to_thread(table, live)
     of_threads = [one for one in viewers if one.thread_id]
     assert await till(lambda: all(has_all(one, rows) for one in of_threads), SLACK_SECONDS), faults(viewers, rows)
@@ -90,7 +95,7 @@ async def told_through(live: Live, strike: Callable[[], Any]) -> list[Viewer]:
     assert faults(viewers, rows) == []
     assert {one.ended for one in viewers if not one.thread_id} <= {"done", "204"}
     assert all(one.heard_at > struck_at for one in viewers), "nothing was told after the blow"
-    await asyncio.to_thread(assert_each_told_once, live, {one.run_id for one in viewers if one.run_id})
+    await asyncio.to_thread(assert_each_told_once, live, {one.run_id for one in viewers if one.run_id}, events)
     await asyncio.to_thread(assert_healthy, live)
     return viewers
 
@@ -109,7 +114,7 @@ def has_all(one: Viewer, rows: dict[str, list[tuple[int, str, str]]]) -> bool:
     return one.last == rows[one.thread_id][-1][0]
 
 
-def assert_each_told_once(live: Live, runs: set[str]) -> None:
+def assert_each_told_once(live: Live, runs: set[str], events: int) -> None:
     """Each event of each run exactly once, whatever was replayed; and the messages that close its live text."""
     for run in runs:
         numbers = live.rows(
@@ -117,6 +122,6 @@ def assert_each_told_once(live: Live, runs: set[str]) -> None:
             "WHERE run_id = %s AND kind = 'Told' ORDER BY cursor",
             run,
         )
-        assert [row["number"] for row in numbers] == list(range(EVENTS))
+        assert [row["number"] for row in numbers] == list(range(events))
         said = live.rows("SELECT content FROM mailbox_message WHERE producer_run_id = %s ORDER BY seq", run)
-        assert [row["content"] for row in said] == [f"{count} events" for count in (10, 20, 30, 30)]
+        assert [row["content"] for row in said] == [f"{count} events" for count in (*range(10, events + 1, 10), events)]

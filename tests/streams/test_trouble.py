@@ -137,6 +137,7 @@ def test_a_message_closes_what_was_said_live_also_when_nobody_was_told(settings:
         live.close()
         client.until(lambda one: one.name == "MessageCommitted" and one.data["payload"]["role"] == "assistant")
     late = opened(path)
+    late.until_named("RunStarted")
     emit(taken, "Later")
     late.until_named("Later")
     assert late.text() == ""
