@@ -127,7 +127,9 @@ class Streaming(Watching):
         for number in range(count):
             one.uses += 1
             visibility = "internal" if number % 3 == 1 else "public"
-            scene.emit(one.claim, "Told", {"number": number}, n=one.uses, visibility=visibility)
+            scene.emit(
+                one.claim, "Told", {"number": number}, n=1_000 * one.claim.fence + one.uses, visibility=visibility
+            )
 
     def _crowd(self, one: Holding, count: int) -> None:
         """In one transaction."""
