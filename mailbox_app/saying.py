@@ -61,7 +61,8 @@ class Speech:
             offset = self._end
             self._end += len(text)
             if not _is_said():
-                self._sent = self._end
+                # With what waited to be sent: it would be sent as if it came after this.
+                self._unsent, self._sent = [], self._end
                 return offset
             self._unsent.append(text)
             if self._end - self._sent > 2 * MOST_TEXT:
