@@ -80,8 +80,11 @@ class Speech:
         with self._lock:
             offset = self._end
             self._end += len(text)
-            if self._is_over or not _is_said():
-                self._sent = self._end
+            if self._is_over:
+                return offset
+            if not _is_said():
+                # With what waited to be sent: it would be sent as if it came after this.
+                self._unsent, self._sent = [], self._end
                 return offset
             self._unsent.append(text)
             if self._end - self._sent > 2 * MOST_TEXT:

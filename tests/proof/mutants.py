@@ -10,6 +10,11 @@ OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", 
 STREAMS = "mailbox_app/api/v1/stream"
 KILLS = "tests/chaos/test_kills.py"
 TALK = "tests/proof/test_talk.py"
+API = "mailbox_app/api/v1"
+# Streams: each in any order, one by one, and in trouble.
+STREAMS = "tests/proof/test_streaming.py"
+STREAM, TROUBLE = "tests/streams/test_stream.py", "tests/streams/test_trouble.py"
+TEXT = "tests/streams/test_text.py"
 
 
 @dataclass(frozen=True)
@@ -450,6 +455,140 @@ MUTATIONS = (
         f"{MODELS}/ready.py",
         (("elif self.due_at is None and self.wakes_at is None and not self.blocked_reason:", "elif is_due:"),),
         noticed_by=("tests/operations/test_barriers.py", CONVERSATION),
+    ),
+    Mutation(
+        "Last-Event-ID of a stream",
+        f"{API}/stream.py",
+        (("if sent is not None:", 'if sent == "":'),),
+        noticed_by=(
+            f"{STREAM}::test_a_client_that_comes_back_gets_what_it_has_not_had_whatever_its_url_says",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the end of a stream's cursor",
+        f"{API}/stream.py",
+        (("self.cursor = min(cursor, self._head)", "self.cursor = cursor"),),
+        noticed_by=(
+            f"{STREAM}::test_who_asks_for_what_is_past_the_end_gets_what_comes_next",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the cursor itself, which was told (of a feed)",
+        f"{API}/stream_hub.py",
+        (("if told.cursor > cursor]", "if told.cursor >= cursor]"),),
+        noticed_by=(
+            f"{STREAM}::test_a_stream_over_many_events_that_are_being_recorded_has_no_gap_and_no_repeat",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the cursor itself, which was told (of a run's page)",
+        f"{API}/stream_rows.py",
+        (("run_id = %(run)s AND cursor > %(cursor)s", "run_id = %(run)s AND cursor >= %(cursor)s"),),
+        noticed_by=(
+            f"{STREAM}::test_a_stream_over_many_events_that_are_being_recorded_has_no_gap_and_no_repeat",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the head of a page that is full",
+        f"{API}/stream_rows.py",
+        (("        if one.has_more:\n            one.head = one.told[-1].cursor\n", "        pass\n"),),
+        noticed_by=(
+            f"{STREAM}::test_a_stream_over_many_events_that_are_being_recorded_has_no_gap_and_no_repeat",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the floor of a feed",
+        f"{API}/stream_hub.py",
+        (("        self.floor = told.cursor\n", ""),),
+        noticed_by=(
+            f"{TROUBLE}::test_a_client_behind_what_is_kept_reads_on_from_the_table",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the floor of a feed whose events were pruned unread",
+        f"{API}/stream_hub.py",
+        (("if found.pruned > self.head:", "if False:"),),
+        noticed_by=(f"{TROUBLE}::test_events_pruned_before_they_were_sent_end_the_stream_with_an_error",),
+    ),
+    Mutation(
+        "the refusal of a cursor past retention",
+        f"{API}/stream.py",
+        (("if 0 < cursor < pruned:", "if False:"),),
+        noticed_by=(
+            "tests/api/test_stream_rules.py",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the end of a stream at any end of its run",
+        f"{API}/stream.py",
+        (("if one.kind in TERMINAL_KINDS:", "if one.kind == Kind.RUN_FINISHED:"),),
+        noticed_by=(
+            f"{STREAM}::test_however_a_run_ends_so_does_its_stream",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "what came while a client was taking the last of it",
+        f"{API}/stream.py",
+        ((" or self.cursor < feed.head", ""),),
+        noticed_by=(f"{TROUBLE}::test_a_client_that_is_slow_when_its_thread_is_deleted_is_told_of_that_first",),
+    ),
+    Mutation(
+        "that a run waits when its submission is repeated",
+        f"{API}/stream.py",
+        (("run is not None and run.status == RunStatus.WAITING", "False"),),
+        noticed_by=(
+            f"{STREAM}::test_a_submission_that_is_repeated_while_its_run_waits_ends_at_once_whatever_was_told",
+        ),
+    ),
+    Mutation(
+        "the live text of an attempt that is over",
+        f"{API}/stream_text.py",
+        (("        if fence < self.fence:\n            return Came.OLD\n", ""),),
+        noticed_by=(
+            TEXT,
+            f"{STREAM}::test_what_an_attempt_says_that_is_over_is_not_heard",
+        ),
+    ),
+    Mutation(
+        "the message that closes live text",
+        f"{API}/stream_hub.py",
+        (("self.text.close()", "pass"),),
+        noticed_by=(f"{TROUBLE}::test_a_message_closes_what_was_said_live_also_when_nobody_was_told",),
+    ),
+    Mutation(
+        "how far a piece of live text is closed",
+        f"{API}/stream_text.py",
+        (("if closed > self._closed:", "if False:"),),
+        noticed_by=(TEXT,),
+    ),
+    Mutation(
+        "the look when notices arrive again",
+        f"{API}/stream_hub.py",
+        (("        self._want(*self._feeds.values())\n", "        pass\n"),),
+        noticed_by=(f"{TROUBLE}::test_what_was_not_told_while_redis_was_away_is_looked_for_once_it_is_back",),
+    ),
+    Mutation(
+        "the look for what nobody was told of",
+        f"{API}/stream_hub.py",
+        (("        self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))\n", ""),),
+        noticed_by=(
+            f"{TROUBLE}::test_a_notice_that_is_lost_is_made_up_for",
+            STREAMS,
+        ),
+    ),
+    Mutation(
+        "the runs nobody follows any more",
+        f"{API}/stream_hub.py",
+        (("            self._ear = Ear(self)\n", ""),),
+        noticed_by=(f"{TROUBLE}::test_whoever_listens_again_hears_no_run_that_was_left",),
     ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),

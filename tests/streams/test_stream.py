@@ -1,19 +1,20 @@
 """Streams over real HTTP: what is sent, in which order, and when it ends."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from mailbox_app import metrics
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Run
-from mailbox_app.operations import checkpoint, recover, settle, threads
+from mailbox_app.operations import cancel, checkpoint, recover, settle, threads
 from mailbox_app.operations.ownership import Claim
 from tests import make
 from tests.operations import asking, scene
@@ -164,6 +165,61 @@ def test_a_submissions_stream_ends_when_its_run_waits_and_the_runs_own_goes_on(o
     other.to_the_end()
     assert told(other.events()) == paged(f"/runs/{taken.run_id}/events")
     assert other.heard[-1].data["status"] == "done"
+
+
+def test_a_submission_that_is_repeated_while_its_run_waits_ends_at_once_whatever_was_told(opened: Open) -> None:
+    keyed = {**STREAM, "Idempotency-Key": "k"}
+    client = opened("/runs", method="POST", body=HELLO, headers=keyed)
+    client.until_named("RunQueued")
+    settle.suspend(scene.taken(), scene.wait())
+    last = client.until_named("RunSuspended").id
+    client.to_the_end()
+    again = opened("/runs", method="POST", body=HELLO, headers=keyed, last=last)
+    again.to_the_end()
+    assert again.names() == ["metadata", "end"]
+    assert again.heard[-1].data["status"] == "waiting"
+
+
+def test_a_run_whose_thread_is_deleted_before_its_end_was_told_is_done(opened: Open) -> None:
+    taken = scene.posted_and_taken()
+    client = opened(f"/runs/{taken.run_id}/events/stream")
+    client.until_named("RunStarted")
+    with transaction.atomic():
+        settle.complete(taken, output="done")
+        threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
+    client.to_the_end()
+    assert client.names()[-2:] == ["RunFinished", "end"]
+    assert client.heard[-1].data == {"run_id": str(taken.run_id), "status": "done"}
+
+
+def buried(taken: Claim) -> None:
+    settle.dead_letter(taken, code="permanent", message="no")
+
+
+def stopped(taken: Claim) -> None:
+    cancel.run(scope=scene.SCOPE, run_id=taken.run_id)
+    settle.stopped(taken)
+
+
+@pytest.mark.parametrize(("end", "kind"), [(buried, "RunErrored"), (stopped, "RunCancelled")])
+def test_however_a_run_ends_so_does_its_stream(opened: Open, end: Callable[[Claim], None], kind: str) -> None:
+    taken = scene.posted_and_taken()
+    client = opened(f"/runs/{taken.run_id}/events/stream")
+    client.until_named("RunStarted")
+    end(taken)
+    client.to_the_end()
+    assert client.names()[-2:] == [kind, "end"]
+
+
+def test_who_asks_for_what_is_past_the_end_gets_what_comes_next(opened: Open) -> None:
+    taken = scene.posted_and_taken()
+    client = opened(f"/runs/{taken.run_id}/events/stream?cursor=1000000")
+    client.until_named("metadata")
+    emit(taken, "Next")
+    settle.complete(taken, output="done")
+    client.to_the_end()
+    assert client.names()[:2] == ["metadata", "Next"]
+    assert client.names()[-1] == "end"
 
 
 def test_a_client_that_leaves_stops_no_run(opened: Open, server: Server, headers: Any) -> None:

@@ -148,6 +148,19 @@ def test_what_redis_loses_of_a_text_is_kept_again_with_the_next_piece(settings: 
 
 
 @pytest.mark.usefixtures("_own")
+def test_what_waits_to_be_sent_keeps_its_place_when_nothing_is_sent_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saying._mouth_of_process(), "speak", lambda speech: None)
+    speech = saying.Speech(run_id=uuid.uuid4(), fence=1, attempt=1)
+    speech.say("said ")
+    with channel.silenced():
+        speech.say("unheard ")
+    speech.say("later")
+    told = json.loads(speech.commands()[-1][-1])
+    assert (told["offset"], told["text"]) == (13, "later")
+
+
 def test_what_was_said_durably_is_kept_no_longer() -> None:
     run_id = uuid.uuid4()
     speech = saying.Speech(run_id=run_id, fence=1, attempt=1)

@@ -1,5 +1,6 @@
 """Streams while Redis, the web process, the database's notices or a client fail: no gap, no repeat, nobody slowed."""
 
+import asyncio
 import json
 import socket
 from typing import Any
@@ -10,16 +11,18 @@ from django.db import connection
 
 from mailbox_app import channel
 from mailbox_app.api.v1 import stream_rows
+from mailbox_app.api.v1.stream_hub import hub
 from mailbox_app.conf import conf
 from mailbox_app.devtools.servers import Redis
 from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Event, Run, Thread
+from mailbox_app.operations import checkpoint, settle, threads
 from mailbox_app.operations import emit as events
-from mailbox_app.operations import settle
+from mailbox_project.asgi import application
 from tests.operations import scene
 from tests.races.actors import until
 from tests.streams.conftest import Open, emit
-from tests.streams.served import Listening, Server, serving
+from tests.streams.served import PATIENCE_SECONDS, Listening, Server, listening, serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,6 +42,12 @@ def listeners(server: Redis | None = None) -> int:
     """How many subscriptions there are."""
     client = redis.Redis.from_url(server.url if server else conf.redis_url)
     return len(client.client_list(_type="pubsub"))
+
+
+def followed() -> list[str]:
+    """The runs whose live text is heard."""
+    client = redis.Redis.from_url(conf.redis_url)
+    return sorted(topic.decode() for topic in client.pubsub_channels("mailbox:run:*"))
 
 
 def test_redis_that_stops_in_mid_stream_delays_events_and_loses_none(
@@ -98,6 +107,40 @@ def test_a_notice_that_is_lost_is_made_up_for(settings: Any, opened: Open) -> No
     with channel.silenced():
         emit(taken, "Untold")
     client.until_named("Untold")
+
+
+def test_what_was_not_told_while_redis_was_away_is_looked_for_once_it_is_back(
+    own_redis: Redis, settings: Any, opened: Open
+) -> None:
+    late = {"wait_poll_seconds": 60.0, "stream_poll_seconds": 60.0}
+    settings.MAILBOX = {**settings.MAILBOX, **late, "redis_url": own_redis.url, "broker_retry_seconds": 0.1}
+    taken = scene.posted_and_taken()
+    client = opened(f"/threads/{taken.thread_id}/events/stream")
+    client.until_named("RunStarted")
+    until(lambda: listeners(own_redis) == 1, "the process listens")
+    own_redis.stop()
+    emit(taken, "WhileItWasAway")
+    own_redis.start()
+    client.until_named("WhileItWasAway")
+
+
+def test_a_message_closes_what_was_said_live_also_when_nobody_was_told(settings: Any, opened: Open) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_poll_seconds": 0.1}
+    taken = scene.posted_and_taken()
+    path = f"/threads/{taken.thread_id}/events/stream"
+    client = opened(path)
+    live = LiveText(taken)
+    live.delta("said")
+    client.until_named("delta", text="said")
+    with channel.silenced():
+        checkpoint.say(taken, scene.entry("said", verb="say"), "said")
+        live.close()
+        client.until(lambda one: one.name == "MessageCommitted" and one.data["payload"]["role"] == "assistant")
+    late = opened(path)
+    late.until_named("RunStarted")
+    emit(taken, "Later")
+    late.until_named("Later")
+    assert late.text() == ""
 
 
 def test_notices_that_come_twice_too_early_or_from_somebody_else_change_nothing(opened: Open) -> None:
@@ -206,6 +249,71 @@ def test_nobody_listens_once_the_last_stream_has_ended(opened: Open, settings: A
     until(lambda: listeners() == 1, "the process listens")
     client.to_the_end()
     until(lambda: listeners() == 0, "nobody does")
+
+
+def test_whoever_listens_again_hears_no_run_that_was_left(opened: Open, server: Server, headers: Any) -> None:
+    taken = scene.posted_and_taken()
+    other = scene.post()
+    with listening(f"{server.url}/v1/threads/{taken.thread_id}/events/stream", headers=headers) as client:
+        client.until_named("RunStarted")
+        until(lambda: followed() == [f"mailbox:run:{taken.run_id}"], "its run is heard")
+        emit(taken, "Last")  # lets the client see that it is to leave
+    emit(taken, "AfterThat")
+    until(lambda: listeners() == 0, "nobody listens")
+    again = opened(f"/threads/{other.thread_id}/events/stream")
+    again.until_named("RunQueued")
+    until(lambda: listeners() == 1, "the process listens")
+    with channel.silenced():
+        late = scene.taken()
+    again.until_named("RunStarted")
+    until(lambda: f"mailbox:run:{late.run_id}" in followed(), "the open run is heard")
+    assert followed() == [f"mailbox:run:{late.run_id}"]
+
+
+def test_a_client_that_is_slow_when_its_thread_is_deleted_is_told_of_that_first(headers: Any) -> None:
+    taken = scene.posted_and_taken()
+
+    async def told() -> bytes:
+        sent, is_read, has_begun = list[bytes](), asyncio.Event(), asyncio.Event()
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+            if b"RunStarted" in sent[-1]:
+                has_begun.set()
+                await is_read.wait()
+
+        async def receive() -> Any:
+            if not asked:
+                return {"type": "http.disconnect"} if await is_over.wait() else None
+            return asked.pop()
+
+        asked, is_over = [{"type": "http.request", "body": b"", "more_body": False}], asyncio.Event()
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+            "path": f"/v1/threads/{taken.thread_id}/events/stream", "query_string": b"", "server": ("localhost", 80),
+            "headers": [(b"host", b"localhost"), (b"authorization", headers["Authorization"].encode())],
+        }  # fmt: skip
+        serving = asyncio.create_task(application(scope, receive, send))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await has_begun.wait()
+            await asyncio.to_thread(ended)
+            [feed] = hub()._feeds.values()
+            while not feed.is_gone:
+                await asyncio.sleep(0.01)
+            is_read.set()
+            await serving
+        return b"".join(sent)
+
+    def ended() -> None:
+        try:
+            settle.complete(taken, output="done")
+            threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
+        finally:
+            connection.close()
+
+    heard = asyncio.run(told())
+    names = [line.removeprefix("event: ") for line in heard.decode().splitlines() if line.startswith("event: ")]
+    assert names[-3:] == ["RunFinished", "ThreadDeleted", "end"]
 
 
 def test_a_client_behind_what_is_kept_reads_on_from_the_table(opened: Open, settings: Any) -> None:

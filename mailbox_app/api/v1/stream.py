@@ -123,7 +123,9 @@ class _Client:
         # What is past the end has not happened yet: a stream begins with what comes next.
         self._head = thread.last_cursor
         self.cursor = min(cursor, self._head)
-        self._may_wait, self._is_waiting = may_wait, False
+        self._may_wait = may_wait
+        # What its past says again, as far as that is still to be sent.
+        self._is_waiting = run is not None and run.status == RunStatus.WAITING
         self._is_done = run is not None and run.status == RunStatus.DONE
         self._opening = b"retry: %d\n\n" % random.randint(*_RECONNECT_MS)
         if run is not None:
@@ -212,7 +214,8 @@ class _Client:
                 yield piece
             hub().sent += len(told)
             self.cursor = max(self.cursor, head)
-            if not is_all:
+            # What came while this was being taken goes before what is said of how it stands now.
+            if not is_all or self.cursor < feed.head:
                 continue
             live = self._live(feed)
             if live:
@@ -233,7 +236,7 @@ class _Client:
             found = await hub().page(self._thread_id, self._run_id, self.cursor)
             if found is None:
                 feed.is_gone = True
-                return [], self.cursor, True
+                return [], feed.head, True
             _refuse_pruned(self.cursor, found.pruned, self._thread_id)
             kept, head, is_all = found.told, found.head, not found.has_more
             feed.close(kept)
@@ -261,12 +264,12 @@ class _Client:
         return told
 
     def _end(self, *, is_gone: bool) -> bytes:
+        if self._run_id is not None and (self._is_done or (self._is_waiting and not self._may_wait)):
+            status = RunStatus.DONE if self._is_done else RunStatus.WAITING
+            return frame(END, {"run_id": str(self._run_id), "status": status})
         if is_gone:
             return frame(END, {"thread_id": str(self._thread_id), "status": "deleted"})
-        if self._run_id is None or not (self._is_done or (self._is_waiting and not self._may_wait)):
-            return b""
-        status = RunStatus.DONE if self._is_done else RunStatus.WAITING
-        return frame(END, {"run_id": str(self._run_id), "status": status})
+        return b""
 
     async def _hears(self, closes_at: float) -> bool:
         """Wait for news; False after a while without."""
