@@ -45,7 +45,7 @@ _MARK = f"""
     ) AS dispatch ON TRUE
     CROSS JOIN LATERAL (
         SELECT count(*) AS entries
-        FROM (SELECT FROM mailbox_journalentry WHERE run_id = run.id LIMIT {_MOST_COUNTED}) AS some
+        FROM (SELECT FROM mailbox_journalentry WHERE run_id = run.id LIMIT {_MOST_COUNTED}) AS recorded
     ) AS journal
     WHERE run.id = %(run)s
 """
