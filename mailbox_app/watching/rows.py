@@ -18,7 +18,7 @@ _FACTS = """
 """
 _FACTS_WIDTH = 7
 # One snapshot: with fewer than a page there are no more events up to the last cursor.
-_LOOK = f"""
+LOOK = f"""
     SELECT {_FACTS}, {{columns}}
     FROM mailbox_thread AS thread
     LEFT JOIN mailbox_run AS run ON run.id = %(run)s
@@ -28,11 +28,11 @@ _LOOK = f"""
     WHERE thread.id = %(thread)s
     ORDER BY event.cursor
 """
-_OF_RUN, _OF_THREAD = "run_id = %(run)s", "thread_id = %(thread)s"
+OF_RUN, OF_THREAD = "run_id = %(run)s", "thread_id = %(thread)s"
 
 # A row's version has a transaction and a place, and no other version of it has both: nothing needs to be written for
 # somebody who watches, and whatever changes is noticed.
-_MARK = f"""
+MARK = f"""
     SELECT
         concat_ws(
             ' ', thread.xmin, thread.ctid, run.xmin, run.ctid, dispatch.xmin, dispatch.ctid, journal.entries
@@ -111,8 +111,8 @@ def find_key(scope: str, key: str) -> Target | None:
 
 def look(target: Target, cursor: int) -> Look | None:
     """The next events past the cursor; None when the thread is not there any more, or the run."""
-    whose = _OF_THREAD if target.run_id is None else _OF_RUN
-    sql = _LOOK.replace("{columns}", columns(Event, "event")).replace("{whose}", whose)
+    whose = OF_THREAD if target.run_id is None else OF_RUN
+    sql = LOOK.replace("{columns}", columns(Event, "event")).replace("{whose}", whose)
     rows = ask(sql, {"thread": target.thread_id, "run": target.run_id, "cursor": cursor})
     if not rows:
         return None
@@ -131,6 +131,6 @@ def look(target: Target, cursor: int) -> Look | None:
 
 def mark(run_id: uuid.UUID) -> Mark | None:
     """The run's mark: another one once its row, its thread's, its latest activation's or its journal have changed."""
-    for text, fence, is_open in ask(_MARK, {"run": run_id}):
+    for text, fence, is_open in ask(MARK, {"run": run_id}):
         return Mark(text=text, fence=fence if is_open else None)
     return None

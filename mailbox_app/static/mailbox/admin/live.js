@@ -5,7 +5,7 @@
 (() => {
     const EVERY = 1_000;
     // After an answer that did not come, twice as long each time, up to this.
-    const MOST = 15_000;
+    const MOST = 8_000;
     const PATIENCE = 20_000;
     const SAID = {
         following: "Following this run: the page shows what happens.",
