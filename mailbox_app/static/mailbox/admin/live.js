@@ -82,7 +82,7 @@
         if (old.isEqualNode(fresh)) {
             return;
         }
-        if (old.nodeType !== Node.ELEMENT_NODE || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
+        if (old.nodeType !== Node.ELEMENT_NODE) {
             old.replaceWith(fresh);
             return;
         }
@@ -99,28 +99,27 @@
         if (old.id === "live") {
             return; // its text is this script's
         }
-        let at = old.firstChild;
-        for (const wanted of [...fresh.childNodes]) {
-            const same = wanted.id && [...old.children].find((one) => one.id === wanted.id);
-            if (same && same !== at) {
-                old.insertBefore(same, at);
-                at = same;
-            }
-            if (!at || (at.id ?? "") !== (wanted.id ?? "")) {
-                old.insertBefore(wanted, at);
+        const rest = parts(old);
+        for (const wanted of parts(fresh)) {
+            const place = rest.findIndex((one) => isThatOf(one, wanted));
+            if (place < 0) {
+                old.insertBefore(wanted, rest[0] ?? null);
                 continue;
             }
-            const next = at.nextSibling;
-            settle(at, wanted);
-            at = next;
+            const [same] = rest.splice(place, 1);
+            if (place > 0) {
+                old.insertBefore(same, rest[0]);
+            }
+            settle(same, wanted);
         }
-        while (at) {
-            const next = at.nextSibling;
-            at.remove();
-            at = next;
+        for (const one of rest) {
+            one.remove();
         }
     }
 
+    // What a node holds, without the space between.
+    const parts = (node) => [...node.childNodes].filter((one) => one.nodeType !== Node.TEXT_NODE || one.data.trim());
+    const isThatOf = (one, wanted) => one.nodeName === wanted.nodeName && (one.id ?? "") === (wanted.id ?? "");
     const isTheReaders = (element, name) => element.nodeName === "DETAILS" && name === "open";
 
     async function follow() {
