@@ -145,6 +145,15 @@ class Settings:
         least=1,
         most=100_000,
     )
+    emit_seconds: float = _setting(
+        0.5,
+        "how long an event an agent has emitted may wait to be recorded with others of its run",
+        least=0.01,
+        most=60,
+    )
+    emit_batch: int = _setting(
+        100, "emitted events of a run that may wait to be recorded; its agent records them then", least=1, most=10_000
+    )
     throttle_requests_per_minute: int = _setting(
         0,
         "requests one token or user may make in a minute; 0: no limit; counted in Django's default cache, which must "

@@ -16,10 +16,10 @@ from mailbox_app.doctor.findings import Check, Finding
 from mailbox_app.doctor.walk import rows, snapshot
 from mailbox_app.models import AgentRegistration
 
-# A pool child may hold three: agent, lease renewal, standby. A process of threads one for each slot and four more: for
-# lease renewal, standby, what claims and settles for all slots, and a time limit.
-_OF_CHILD = 3
-_OF_THREADS = 4
+# A pool child may hold four: agent, lease renewal, standby, what it has emitted. A process of threads one for each slot
+# and five more: for lease renewal, standby, what is emitted, what claims and settles for all slots, and a time limit.
+_OF_CHILD = 4
+_OF_THREADS = 5
 # Of what the server has to give: past this share the next deploy, or a psql, may be refused.
 _NEARLY_ALL = 0.9
 

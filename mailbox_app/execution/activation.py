@@ -69,6 +69,7 @@ class Activation:
             with running(**ids), span, holding:
                 yield
         finally:
+            self.claim.emitted.close()
             if self._places is not None:
                 self._places.regain(self.claim)
 

@@ -1,5 +1,6 @@
 """`Context`: what a team's agent may do. Every verb with an effect is journalled and fenced by the claim."""
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from mailbox_app import catalogue, outcomes
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput, Stop, Suspended, Transient
+from mailbox_app.execution import emitting
 from mailbox_app.execution.asking import Asking
 from mailbox_app.execution.attention import Attention
 from mailbox_app.execution.contract import IncomingMessage
@@ -19,6 +21,7 @@ from mailbox_app.execution.live import LiveText
 from mailbox_app.execution.spawning import Spawning
 from mailbox_app.models import Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, deliver, inputs, waits
+from mailbox_app.operations.emitted import Emission
 from mailbox_app.operations.ownership import Claim
 
 Result = TypeVar("Result")
@@ -132,8 +135,13 @@ class Context(Asking, Listening, Spawning):
 
     def emit(
         self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC
-    ) -> dict[str, Any]:
-        """Record an event of your own kind on the thread; returns {"cursor"}. `key` makes it unique in the thread."""
+    ) -> None:
+        """Record an event of your own kind on the thread. `key` makes it unique in the thread.
+
+        It waits for no database: what you emit is recorded with your next other verb, after `emit_seconds` at most
+        (half a second), and with the end of this activation however it ends. With a lost lease it is lost, and the next
+        attempt emits it again.
+        """
         inputs.text("kind", kind, most=100)
         if kind in Kind.values:
             raise InvalidInput("kind", "reserved", f"the event kind {kind} belongs to the system")
@@ -142,8 +150,14 @@ class Context(Asking, Listening, Spawning):
             inputs.text("key", key)
         body = inputs.document("payload", {} if payload is None else payload, most_bytes=conf.max_metadata_bytes)
         entry = self._journal.entry("emit", kind, key, [body, visibility])
-        written = self._journal.once(entry, checkpoint.emit_event, kind, body, key=key, visibility=visibility)
-        return cast(dict[str, Any], written)
+        if self._journal.known(entry) is not None:
+            return
+        emitted, size = self._claim.emitted, len(json.dumps(body))
+        emitted.add(Emission(record=entry, payload=body, key=key, visibility=visibility, size=size))
+        if emitted.is_full:
+            self._journal.persist(lambda: self._journal.fenced(checkpoint.flush))
+        else:
+            emitting.soon(self._claim)
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now. It is stored nowhere."""

@@ -18,11 +18,14 @@ from mailbox_app.errors import Permanent, ReplayMismatch, Stop
 from mailbox_app.execution import caller
 from mailbox_app.models import JournalEntry
 from mailbox_app.operations import inputs
-from mailbox_app.operations.checkpoint import Record
+from mailbox_app.operations.journal import Record
 from mailbox_app.operations.ownership import Claim, refuse_transaction
 from mailbox_app.telemetry import observe
 
 Attempted = TypeVar("Attempted")
+
+# Should the lease run out meanwhile, its keeper is to say so first: that ends the activation, whatever the agent does.
+_KEEPER_SECONDS = 1.0
 
 _Slot = tuple[str, str, str, int]
 
@@ -155,7 +158,7 @@ class Journal:
 
     def persist(self, attempt: Callable[[], Attempted]) -> Attempted:
         """Call it again after a broken connection, while the lease may last: a database hiccup costs no attempt."""
-        give_up_at = time.monotonic() + conf.lease_seconds
+        give_up_at = time.monotonic() + conf.lease_seconds + _KEEPER_SECONDS
         pause = 0.05
         while True:
             self.check()

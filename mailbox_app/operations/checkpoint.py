@@ -13,19 +13,9 @@ from django.db import transaction
 
 from mailbox_app.errors import Cancelled, ReplayMismatch
 from mailbox_app.models import Boundary, Dispatch, JournalEntry, Message, OutboxKind, Run, Thread, Ticket
-from mailbox_app.operations import append, emit, freeze, reread
-from mailbox_app.operations.ownership import Claim, owned, proved, refuse_transaction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """The journal's name for one use of one verb in one turn, and the hash of its arguments."""
-
-    verb: str
-    name: str
-    key: str = ""
-    n: int
-    arguments_hash: str
+from mailbox_app.operations import append, emit, freeze, journal, reread
+from mailbox_app.operations.journal import Record
+from mailbox_app.operations.ownership import Claim, find_some, owned, proved, refuse_transaction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +56,7 @@ def record(claim: Claim, entry: Record, result: Any) -> Any:
     jsonb has an order of keys and a spelling of numbers of its own: code must not see other ones the first time.
     """
     with owned(claim) as (thread, dispatch):
-        _journal(thread, dispatch.run, claim, entry, result)
+        journal.write(thread, dispatch.run, entry, result)
         thread.flush()
         slot = {"verb": entry.verb, "name": entry.name, "key": entry.key, "n": entry.n}
         return JournalEntry.objects.of_turn(claim.run_id, claim.turn).values_list("result", flat=True).get(**slot)
@@ -77,24 +67,28 @@ def say(claim: Claim, entry: Record, content: Any) -> dict[str, Any]:
     with owned(claim) as (thread, dispatch):
         message = append.produced(thread=thread, run=dispatch.run, content=content)
         facts = {"message_id": str(message.pk), "seq": message.seq}
-        return _effect(thread, dispatch.run, claim, entry, facts)
+        return _effect(thread, dispatch.run, entry, facts)
 
 
-def emit_event(
-    claim: Claim, entry: Record, kind: str, payload: Any, *, key: str | None, visibility: str
-) -> dict[str, Any]:
-    """Record an event of the team's own, with its journal entry; returns {"cursor"}.
+def flush(claim: Claim) -> None:
+    """Record the events that the agent has emitted: what every other verb does first."""
+    with owned(claim):
+        pass
 
-    An event with a key the thread has already is not recorded again: its cursor is returned.
+
+def flush_some(claims: Sequence[Claim]) -> list[Claim]:
+    """`flush` for several claims in one transaction; returns those whose thread somebody else holds just now.
+
+    Claims that own nothing any more are passed over. Any error rolls back all of them.
     """
-    with owned(claim) as (thread, dispatch):
-        known = None if key is None else thread.events.filter(key=key).values_list("cursor", flat=True).first()
-        if known is None:
-            event = emit.of_agent(
-                thread, dispatch.run, kind, payload, dispatch=dispatch, key=key, visibility=visibility
-            )
-            known = event.cursor
-        return _effect(thread, dispatch.run, claim, entry, {"cursor": known})
+    by_thread = {claim.thread_id: claim for claim in claims}
+    with Thread.objects.fence_some(list(by_thread)) as threads:
+        held = find_some([by_thread[thread.pk] for thread in threads])
+        for thread in threads:
+            claim = by_thread.pop(thread.pk)
+            if (dispatch := held.get(claim.token)) is not None:
+                claim.emitted.write(thread, dispatch)
+    return list(by_thread.values())
 
 
 def usage(claim: Claim, entry: Record, *, input_tokens: int, output_tokens: int, steps: int) -> dict[str, int]:
@@ -107,7 +101,7 @@ def usage(claim: Claim, entry: Record, *, input_tokens: int, output_tokens: int,
             "steps": run.steps + steps,
         }
         thread.change(run, **used)
-        return _effect(thread, run, claim, entry, used)
+        return _effect(thread, run, entry, used)
 
 
 def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payload: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +117,7 @@ def send(claim: Claim, entry: Record, *, target: Callable[[], uuid.UUID], payloa
             row = thread.send(OutboxKind.MESSAGE, target_id, payload)
             names = {"outbox_id": row.pk, "thread_id": target_id, "message_id": payload["message_id"]}
             facts = {name: str(value) for name, value in names.items()}
-            return _effect(thread, dispatch.run, claim, entry, facts)
+            return _effect(thread, dispatch.run, entry, facts)
 
 
 def spawn(claim: Claim, entry: Record, *, child: Callable[[Thread, Run], dict[str, str]]) -> dict[str, str]:
@@ -137,7 +131,7 @@ def spawn(claim: Claim, entry: Record, *, child: Callable[[Thread, Run], dict[st
             raise Cancelled(f"run {claim.run_id} was cancelled")
         facts = child(thread, dispatch.run)
         emit.child_spawned(thread, dispatch, **facts)
-        return _effect(thread, dispatch.run, claim, entry, facts)
+        return _effect(thread, dispatch.run, entry, facts)
 
 
 def ask(claim: Claim, questions: Sequence[Question]) -> list[Ticket]:
@@ -179,24 +173,8 @@ def _opened(thread: Thread, dispatch: Dispatch, claim: Claim, question: Question
     return ticket
 
 
-def _journal(thread: Thread, run: Run, claim: Claim, entry: Record, result: Any) -> None:
-    """Have the fence write the record of a completed effect."""
-    thread.insert(
-        JournalEntry(
-            run=run,
-            turn=claim.turn,
-            verb=entry.verb,
-            name=entry.name,
-            key=entry.key,
-            n=entry.n,
-            arguments_hash=entry.arguments_hash,
-            result=result,
-        )
-    )
-
-
-def _effect(thread: Thread, run: Run, claim: Claim, entry: Record, facts: dict[str, Any]) -> dict[str, Any]:
+def _effect(thread: Thread, run: Run, entry: Record, facts: dict[str, Any]) -> dict[str, Any]:
     """Journal what a verb tells of its effect; returns it as a replay will read it: jsonb puts shorter names first."""
     result = {name: facts[name] for name in sorted(facts, key=lambda name: (len(name), name))}
-    _journal(thread, run, claim, entry, result)
+    journal.write(thread, run, entry, result)
     return result

@@ -18,8 +18,8 @@ from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
 from mailbox_app.models import Dispatch, Outbox, OutboxKind, Run, Thread, ask, columns, read
 from mailbox_app.operations import accept, cancel, checkpoint, emit, enqueue, lineage, outbox, submission, waits
-from mailbox_app.operations.checkpoint import Record
 from mailbox_app.operations.inputs import NewMessage
+from mailbox_app.operations.journal import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import DELIVER, LIVE_DISPATCH, OutboxStatus, RunStatus
 from mailbox_app.telemetry import observe

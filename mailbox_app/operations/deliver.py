@@ -22,7 +22,7 @@ from mailbox_app.conf import conf
 from mailbox_app.errors import Conflict, Gone, ThreadNotFound
 from mailbox_app.models import Outbox, OutboxKind, Run, Thread, Visibility, columns, read
 from mailbox_app.operations import accept, checkpoint, enqueue, inputs, keys, outbox, submission, submit
-from mailbox_app.operations.checkpoint import Record
+from mailbox_app.operations.journal import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.states import DELIVER
 from mailbox_app.telemetry import observe

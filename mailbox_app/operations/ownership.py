@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from django.db import transaction
 from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.models import Dispatch, Message, Run, Thread, columns, loader, read
 from mailbox_app.models.ready import HEADS_OF
+from mailbox_app.operations.emitted import Emitted
 from mailbox_app.states import DispatchStatus, RunStatus
 
 # As `held_by` says it, composed once: every write of a worker asks this.
@@ -22,7 +23,17 @@ _HELD = """
         AND dispatch.status = 'claimed' AND dispatch.claim_token = %(token)s
 """
 
-# The same for several claims, and what a completion asks besides: is there anything before the run that it has not read
+# The same for several claims.
+_HELD_SOME = """
+    SELECT {columns}
+    FROM unnest(%(threads)s::uuid[], %(dispatches)s::uuid[], %(tokens)s::uuid[]) AS wanted (thread_id, id, token)
+    JOIN mailbox_dispatch AS dispatch
+        ON dispatch.thread_id = wanted.thread_id AND dispatch.id = wanted.id
+        AND dispatch.status = 'claimed' AND dispatch.claim_token = wanted.token
+    JOIN mailbox_run AS run ON run.id = dispatch.run_id
+"""
+
+# And what a completion asks besides: is there anything before the run that it has not read
 # (what `freeze.unread` would find; mostly there is nothing), and what else is queued, for the thread's flag, which is
 # judged by it only where nothing is unread, a barrier neither. No EXISTS: with old statistics all that is pending
 # anywhere would be hashed for it.
@@ -77,11 +88,14 @@ class Claim:
     # Of the AgentVersion the run is bound to; {} if it is bound to none.
     config: dict[str, Any]
     lease_until: datetime
+    emitted: Emitted = field(default_factory=Emitted, compare=False, repr=False)
 
 
 @contextmanager
 def owned(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
     """Hold the fence of the claim's thread and prove the claim; raises LeaseLost, and then nothing is written.
+
+    What the agent has emitted goes first.
 
     Raises Permanent inside a transaction of the agent's own: the fence would be held through the agent's code, and what
     was recorded could be rolled back.
@@ -99,6 +113,7 @@ def proved(claim: Claim) -> Iterator[tuple[Thread, Dispatch]]:
         # What a turn left running when it ended has no say in the next one.
         if dispatch is None or dispatch.run.turn != claim.turn:
             raise lost(claim)
+        claim.emitted.write(thread, dispatch)
         yield thread, dispatch
 
 
@@ -109,6 +124,17 @@ def find(claim: Claim) -> Dispatch | None:
     for dispatch, *rest in _look(_HELD, wanted):
         dispatch.run = loader(Run)(rest)
     return dispatch
+
+
+def find_some(claims: Sequence[Claim]) -> dict[uuid.UUID, Dispatch]:
+    """`find` for several claims, by token; those that own nothing any more, or a later turn, are left out."""
+    turns = {claim.token: claim.turn for claim in claims}
+    found: dict[uuid.UUID, Dispatch] = {}
+    for dispatch, *rest in _look(_HELD_SOME, _wanted(claims)):
+        dispatch.run = loader(Run)(rest)
+        if dispatch.run.turn == turns[dispatch.claim_token]:
+            found[dispatch.claim_token] = dispatch
+    return found
 
 
 @dataclass(kw_only=True)
@@ -125,13 +151,8 @@ class Ending:
 def find_endings(claims: Sequence[Claim]) -> dict[uuid.UUID, Ending]:
     """What there is to complete, by claim token; those that own nothing any more are left out."""
     width = len(loader(Run).names)
-    wanted = {
-        "threads": [claim.thread_id for claim in claims],
-        "dispatches": [claim.dispatch_id for claim in claims],
-        "tokens": [claim.token for claim in claims],
-    }
     found: dict[uuid.UUID, Ending] = {}
-    for dispatch, *rest in _look(_ENDING, wanted):
+    for dispatch, *rest in _look(_ENDING, _wanted(claims)):
         token = dispatch.claim_token
         if token not in found:
             dispatch.run = loader(Run)(rest[:width])
@@ -140,6 +161,14 @@ def find_endings(claims: Sequence[Claim]) -> dict[uuid.UUID, Ending]:
         if head[0] is not None:
             found[token].heads.append(head)
     return found
+
+
+def _wanted(claims: Sequence[Claim]) -> dict[str, Any]:
+    return {
+        "threads": [claim.thread_id for claim in claims],
+        "dispatches": [claim.dispatch_id for claim in claims],
+        "tokens": [claim.token for claim in claims],
+    }
 
 
 def _look(sql: str, params: dict[str, Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from mailbox_app.conf import conf
 from mailbox_app.models import UNCLAIMED, Boundary, Dispatch, Kind, Message, ReadAt, Run, TerminationType, Thread
 from mailbox_app.operations import append, emit, ending, enqueue, feed, freeze, lineage, permits, tickets, waits
+from mailbox_app.operations.emitted import Emitted
 from mailbox_app.operations.ownership import Claim, Ending, find, find_endings, has_ended, lost
 from mailbox_app.outcomes import Suspended
 from mailbox_app.states import (
@@ -64,7 +65,7 @@ def complete(
             return _claim_of_turn(claim, found.dispatch, list(Message.objects.read_in(claim.run_id, claim.turn + 1)))
         if found is None or found.dispatch.run.turn != claim.turn:
             # Nothing, if this very claim has ended so; else it is lost.
-            _held(claim, None, DispatchStatus.ACKED, run_status=RunStatus.DONE)
+            _held(thread, claim, None, DispatchStatus.ACKED, run_status=RunStatus.DONE)
             return None
         following = _complete(thread, one, found)
     _tell(thread, one)
@@ -102,7 +103,7 @@ def suspend(claim: Claim, wait: Suspended) -> None:
     with Thread.objects.fence(claim.thread_id) as thread:
         if has_ended(claim, DispatchStatus.ACKED, run_status=RunStatus.WAITING):
             return
-        dispatch = _held(claim, find(claim), DispatchStatus.CANCELLED)
+        dispatch = _held(thread, claim, find(claim), DispatchStatus.CANCELLED)
         if dispatch is None:
             return
         if dispatch.cancel_requested_at is not None:
@@ -120,7 +121,7 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
     """
     with Thread.objects.fence(claim.thread_id) as thread:
         dispatch = _held(
-            claim, find(claim), DispatchStatus.QUEUED, DispatchStatus.DEAD_LETTER, DispatchStatus.CANCELLED
+            thread, claim, find(claim), DispatchStatus.QUEUED, DispatchStatus.DEAD_LETTER, DispatchStatus.CANCELLED
         )
         if dispatch is None:
             return
@@ -155,7 +156,7 @@ def nack(claim: Claim, *, code: str, message: str, detail: str = "", retry_after
 def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> None:
     """The activation failed for good: bury it, with the error on dispatch and run."""
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, find(claim), DispatchStatus.DEAD_LETTER)
+        dispatch = _held(thread, claim, find(claim), DispatchStatus.DEAD_LETTER)
         if dispatch is None:
             return
         # A failure uses an attempt, also the one that ends it.
@@ -167,7 +168,7 @@ def dead_letter(claim: Claim, *, code: str, message: str, detail: str = "") -> N
 def stopped(claim: Claim) -> None:
     """The agent noticed that its run was cancelled."""
     with Thread.objects.fence(claim.thread_id) as thread:
-        dispatch = _held(claim, find(claim), DispatchStatus.CANCELLED)
+        dispatch = _held(thread, claim, find(claim), DispatchStatus.CANCELLED)
         if dispatch is None:
             return
         ending.cancel(thread, dispatch)
@@ -211,6 +212,7 @@ def _tell(thread: Thread, one: Finishing) -> None:
 def _complete(thread: Thread, one: Finishing, held: Ending) -> Claim | None:
     claim, dispatch, output = one.claim, held.dispatch, one.output
     run = dispatch.run
+    claim.emitted.write(thread, dispatch)
     message_ids = list(run.output.get("message_ids", ()))
     if isinstance(output, str) and output.strip():
         message_ids.append(str(append.produced(thread=thread, run=run, content=output).pk))
@@ -274,6 +276,7 @@ def _claim_of_turn(claim: Claim, dispatch: Dispatch, messages: Sequence[Message]
         first_seq=messages[0].seq or 1,
         state=dict(dispatch.run.state),
         lease_until=dispatch.lease_until,
+        emitted=Emitted(),
     )
 
 
@@ -330,11 +333,15 @@ def _wait(thread: Thread, dispatch: Dispatch, wait: Suspended) -> None:
 
 
 def _held(
-    claim: Claim, dispatch: Dispatch | None, *ends: DispatchStatus, run_status: RunStatus | None = None
+    thread: Thread, claim: Claim, dispatch: Dispatch | None, *ends: DispatchStatus, run_status: RunStatus | None = None
 ) -> Dispatch | None:
-    """What was found, if the claim owns it, in this turn; None when this very claim has ended in one of these ways."""
+    """What was found, if the claim owns it, in this turn; None when this very claim has ended in one of these ways.
+
+    What its agent has emitted is recorded first.
+    """
     if dispatch is None and has_ended(claim, *ends, run_status=run_status):
         return None
     if dispatch is None or dispatch.run.turn != claim.turn:
         raise lost(claim)
+    claim.emitted.write(thread, dispatch)
     return dispatch

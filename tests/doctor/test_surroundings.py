@@ -157,7 +157,7 @@ def test_too_many_connections_is_told_with_the_formula() -> None:
     assert "too_many_connections" not in codes(server.look().findings)
     given.registration(worker="large", slots=5_000)
     (found,) = [one for one in server.look(web_processes=3).findings if one.code == "too_many_connections"]
-    assert found.sentence.startswith("2 live workers with 5002 slots may hold 5010 connections with threads, 15006 ")
+    assert found.sentence.startswith("2 live workers with 5002 slots may hold 5012 connections with threads, 20008 ")
 
 
 def test_connections_nearly_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from mailbox_app.errors import LeaseLost, Permanent
 from mailbox_app.execution import Context
 from mailbox_app.models import Event, JournalEntry, Outbox, Run, Thread
 from mailbox_app.operations import checkpoint, settle, submit, tick
+from mailbox_app.operations import journal as writing
 from mailbox_app.operations.ownership import Claim
 from tests.execution.conftest import Perform
 from tests.operations import scene
@@ -28,7 +29,12 @@ VERBS: dict[str, Callable[[Context], Any]] = {
     "history": lambda ctx: [message.text for message in ctx.history()],
 }
 EFFECTS = ("step", "say", "emit", "usage", "send", "spawn")
-OPERATIONS = {"step": "record", "say": "say", "emit": "emit_event", "usage": "usage", "send": "send", "spawn": "spawn"}
+OPERATIONS = {"step": "record", "say": "say", "emit": "flush", "usage": "usage", "send": "send", "spawn": "spawn"}
+
+
+@pytest.fixture(autouse=True)
+def _each_event_is_recorded_at_once(settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "emit_batch": 1}
 
 
 def story(of: Claim) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
 ) -> None:
     ran: list[int] = []
     trouble = [failing]
-    write = checkpoint._journal
+    write = writing.write
 
     def charge() -> int:
         if failing == "function" and trouble:
@@ -215,7 +221,7 @@ def test_a_step_the_agent_tried_again_by_itself_is_found_by_its_replay(
             raise TimeoutError("after its record was committed")
         return [found]
 
-    monkeypatch.setattr(checkpoint, "_journal", fail_once)
+    monkeypatch.setattr(writing, "write", fail_once)
     one = perform(agent)
     executions = {"function": 1, "record": 2}[failing]
     assert (trouble, len(ran), journal(one)) == ([], executions, [("step", "charge", 1)])

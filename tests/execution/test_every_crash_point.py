@@ -112,7 +112,8 @@ class Scenario:
             case "say":
                 return list(ctx.say(text, key=key))
             case "emit":
-                return list(ctx.emit(f"Seen{name}", {"place": place}, key=key and f"{key}-{ctx.turn}"))
+                ctx.emit(f"Seen{name}", {"place": place}, key=key and f"{key}-{ctx.turn}")
+                return None
             case "send":
                 return list(ctx.send(text, thread_id=self.target.pk, agent="echo", key=key))
             case "usage":
@@ -306,7 +307,7 @@ def test_any_agent_survives_every_death(program: Program) -> None:
 CHANGED: dict[str, Callable[[Context, int], Any]] = {
     "step": lambda ctx, cents: ctx.step("charge", lambda cents: cents, cents),
     "say": lambda ctx, cents: ctx.say(f"{cents} cents"),
-    "emit": lambda ctx, cents: ctx.emit("Priced", {"cents": cents}),
+    "emit": lambda ctx, cents: [ctx.emit("Priced", {"cents": cents}), ctx.checkpoint()],
     "send": lambda ctx, cents: ctx.send(f"{cents} cents", thread_key="there", agent="echo"),
     "usage": lambda ctx, cents: ctx.usage(input_tokens=cents),
     "spawn": lambda ctx, cents: ctx.spawn(f"{cents} cents", agent="echo"),

@@ -11,8 +11,9 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from mailbox_app.models import Dispatch, Event, Message, Run, Thread
-from mailbox_app.operations import claim, submit
-from mailbox_app.operations.checkpoint import Record
+from mailbox_app.operations import checkpoint, claim, submit
+from mailbox_app.operations.emitted import Emission
+from mailbox_app.operations.journal import Record
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.operations.submit import Receipt
 from mailbox_app.outcomes import Suspended
@@ -61,6 +62,17 @@ def taken(**given: Any) -> Claim:
 def posted_and_taken(text: str = "hello there", **given: Any) -> Claim:
     post(text, **given)
     return taken()
+
+
+def emission(kind: str, payload: Any, *, n: int = 1, key: str | None = None, visibility: str = "public") -> Emission:
+    """An event of the agent's own."""
+    return Emission(record=entry(kind, verb="emit", n=n), payload=payload, key=key, visibility=visibility, size=100)
+
+
+def emit(claim: Claim, kind: str, payload: Any, **given: Any) -> None:
+    """Record an event of the agent's own."""
+    claim.emitted.add(emission(kind, payload, **given))
+    checkpoint.flush(claim)
 
 
 def expire_lease(of: Claim, *, by: timedelta = timedelta(seconds=1)) -> None:

@@ -39,20 +39,20 @@ def test_what_is_said_is_numbered_recorded_and_announced() -> None:
 def test_an_event_with_a_key_is_recorded_once_in_its_thread() -> None:
     claim = scene.posted_and_taken()
 
-    def emit(n: int, key: str | None, payload: object) -> int:
-        entry = scene.entry("Priced", verb="emit", n=n)
-        return int(checkpoint.emit_event(claim, entry, "Priced", payload, key=key, visibility="public")["cursor"])
-
-    assert [emit(1, "price", 1), emit(2, "price", 2), emit(3, None, 3), emit(4, None, 3)] == [4, 4, 5, 6]
+    for number, key in enumerate(("price", "price", None), start=1):
+        scene.emit(claim, "Priced", number, n=number, key=key)
+    for number, key in enumerate((None, "price", "tax", "tax"), start=4):
+        claim.emitted.add(scene.emission("Priced", number, n=number, key=key))
+    checkpoint.flush(claim)
     rows = Event.objects.filter(kind="Priced").order_by("cursor").values_list("cursor", "key", "payload")
-    assert list(rows) == [(4, "price", 1), (5, None, 3), (6, None, 3)]
-    assert JournalEntry.objects.count() == 4
+    assert list(rows) == [(4, "price", 1), (5, None, 3), (6, None, 4), (7, "tax", 6)]
+    told = [result["cursor"] for result in JournalEntry.objects.order_by("n").values_list("result", flat=True)]
+    assert told == [4, 4, 5, 6, 4, 7, 7]
 
 
 def test_another_thread_may_use_the_same_key() -> None:
     for claim in (scene.posted_and_taken(), scene.posted_and_taken()):
-        entry = scene.entry("Priced", verb="emit")
-        checkpoint.emit_event(claim, entry, "Priced", {}, key="price", visibility="internal")
+        scene.emit(claim, "Priced", {}, key="price", visibility="internal")
     assert list(Event.objects.filter(key="price").values_list("cursor", "visibility")) == [(4, "internal")] * 2
 
 

@@ -10,10 +10,10 @@ from django.db.models.functions import Now
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Outbox, Run, Thread
 from mailbox_app.operations import (
     cancel,
-    checkpoint,
     children,
     deliver,
     interrupt,
+    journal,
     missing,
     post,
     recover,
@@ -342,7 +342,7 @@ def test_spawning_is_one_transaction_with_its_record(monkeypatch: pytest.MonkeyP
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(checkpoint, "_journal", fails)
+    monkeypatch.setattr(journal, "write", fails)
     with scene.nothing_changes(), pytest.raises(RuntimeError):
         spawn(parent)
 

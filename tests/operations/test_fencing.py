@@ -67,9 +67,7 @@ VERBS: dict[str, Callable[[Claim], Any]] = {
     ),
     "spawn": lambda claim: checkpoint.spawn(claim, scene.entry("writer", verb="spawn"), child=a_child),
     "ask": lambda claim: checkpoint.ask(claim, [a_question()]),
-    "emit_event": lambda claim: checkpoint.emit_event(
-        claim, scene.entry("Seen", verb="emit"), "Seen", {}, key=None, visibility="public"
-    ),
+    "flush": lambda claim: scene.emit(claim, "Seen", {}),
 }
 SETTLES = ("complete", "nack", "dead_letter", "stopped", "suspend")
 

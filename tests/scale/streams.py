@@ -103,15 +103,12 @@ def claimed(count: int) -> list[Any]:
 
 def record(claims: list[Any], *, seconds: float, rate: float) -> dict[str, float]:
     """Record events, one thread after the other; returns when each was committed, by its number."""
-    from mailbox_app.operations import checkpoint
-    from mailbox_app.operations.checkpoint import Record
+    from tests.operations import scene
 
     committed: dict[str, float] = {}
     began, number = time.monotonic(), 0
     while time.monotonic() - began < seconds:
-        entry = Record(verb="emit", name="Told", n=number, arguments_hash="0" * 64)
-        claim = claims[number % len(claims)]
-        checkpoint.emit_event(claim, entry, "Told", {"number": number}, key=None, visibility="public")
+        scene.emit(claims[number % len(claims)], "Told", {"number": number}, n=number)
         committed[str(number)] = time.time()
         number += 1
         time.sleep(max(0.0, began + number / rate - time.monotonic()))

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from mailbox_app import channel, telemetry
-from mailbox_app.operations import checkpoint
 from mailbox_app.operations.ownership import Claim
 from tests import make
 from tests.operations import scene
@@ -64,5 +63,4 @@ def observed() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
 def emit(claim: Claim, kind: str, payload: Any = None, *, visibility: str = "public") -> None:
     """Record an event of the agent's own."""
-    entry = scene.entry(kind, verb="emit", n=next(_uses))
-    checkpoint.emit_event(claim, entry, kind, payload or {}, key=None, visibility=visibility)
+    scene.emit(claim, kind, payload or {}, n=next(_uses), visibility=visibility)
