@@ -99,7 +99,7 @@ def test_the_page_and_the_terminal_show_a_run_as_it_goes_on(stack: StackProcess,
     # What it stands behind goes away.
     assert stack.request("POST", f"/v1/runs/{before['run_id']}/cancel").status in (200, 202)
     page.see(lambda: page.text(STATUS) == "Running", "it is not seen to run")
-    page.see(lambda: page.text(LIVE), "no live text")
+    page.see(lambda: "I am asking" in page.text(LIVE), "no live text")
     shot(page, "running")
     page.see(lambda: page.text(STATUS) == "Waiting", "it is not seen to wait")
     texts = [text for text in page.driver.execute_script("return window.texts") if text]
