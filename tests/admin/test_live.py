@@ -68,7 +68,7 @@ def happenings(taken: Claim) -> Iterator[str]:
     """What can happen to a run and its thread; each happens before it is named."""
     checkpoint.record(taken, scene.entry("look-up"), {"found": 1})
     yield "a step is recorded, which no event tells"
-    checkpoint.emit_event(taken, scene.entry("e", verb="emit"), "Ticked", {}, key=None, visibility="internal")
+    scene.emit(taken, "Ticked", {}, visibility="internal")
     yield "an internal event"
     checkpoint.usage(taken, scene.entry("u", verb="usage"), input_tokens=1, output_tokens=1, steps=1)
     yield "usage"
@@ -212,7 +212,7 @@ def test_a_page_is_not_followed_by_who_may_not_view_runs() -> None:
 
 def test_internal_events_are_shown_and_marked(admin_client: Client) -> None:
     taken = scene.posted_and_taken()
-    checkpoint.emit_event(taken, scene.entry("e", verb="emit"), "Debugged", {}, key=None, visibility="internal")
+    scene.emit(taken, "Debugged", {}, visibility="internal")
     page = text(admin_client, shown(scene.run(taken)))
     assert "<td>Debugged (internal)</td>" in page
     assert "<td>RunStarted</td>" in page

@@ -295,8 +295,7 @@ def backends(following: Tail) -> list[int]:
 def test_no_text_of_an_agent_or_a_caller_reaches_the_terminal_as_anything_but_text(tail: Callable[..., Tail]) -> None:
     receipt = scene.post(EVIL)
     taken = scene.taken()
-    entry = scene.entry("emit", verb="emit")
-    checkpoint.emit_event(taken, entry, EVIL[:40], {EVIL: EVIL}, key=None, visibility="public")
+    scene.emit(taken, EVIL[:40], {EVIL: EVIL})
     LiveText(taken).delta(f"before {EVIL} after")
     plain = tail(receipt.run_id)
     plain.until_out("after")
@@ -327,7 +326,7 @@ def test_internal_events_are_marked_and_a_thread_s_are_those_of_all_its_runs() -
     first, second = scene.post(), None
     second = scene.post(thread_id=first.thread_id)
     taken = scene.taken()
-    checkpoint.emit_event(taken, scene.entry("e", verb="emit"), "Debugged", {"n": 1}, key=None, visibility="internal")
+    scene.emit(taken, "Debugged", {"n": 1}, visibility="internal")
     lines, _ = told(first.thread_id)
     assert kinds(lines) == scene.kinds(first)
     assert len([line for line in lines if f"run {second.run_id.hex[-8:]} " in line]) == 1
