@@ -22,6 +22,8 @@ MOST_CHARACTERS = 200
 _LONG = 40
 # What every event repeats, and its line or the first one shows anyway.
 _REPEATED = frozenset({"thread_id", "run_id", "dispatch_id", "dispatch_epoch"})
+# Told only once there is something to count.
+_COUNTS = frozenset({"attempt_count", "lost_count"})
 _BAR = "  | "
 _BAD = frozenset({Kind.RUN_ERRORED, Kind.RUN_TERMINATED, Kind.DELIVERY_FAILED})
 _GOOD = frozenset({Kind.RUN_FINISHED})
@@ -57,7 +59,7 @@ class Lines:
     def note(self, text: str) -> None:
         """A sentence about the following itself."""
         self.close()
-        _write(self._notes, self._style.NOTICE(f"-- {shown(text)}") + "\n")
+        _write(self._notes, self._style.MIGRATE_LABEL(f"-- {shown(text)}") + "\n")
 
     def close(self) -> None:
         """End the line that is open."""
@@ -78,7 +80,7 @@ class Lines:
     def _kind(self, event: Event) -> str:
         kind = f"{shown(event.kind):<20}"
         if event.visibility == Visibility.INTERNAL:
-            return str(self._style.MIGRATE_LABEL(f"{kind} (internal)"))
+            return str(self._style.HTTP_NOT_MODIFIED(f"{kind} (internal)"))
         if event.kind in _BAD:
             return str(self._style.ERROR(kind))
         if event.kind in TERMINAL_KINDS:
@@ -126,9 +128,9 @@ class JsonLines:
 
 
 def facts(payload: Any) -> str:
-    """The beginning of a payload on one line: `name=value`, without what is null or repeated."""
+    """The beginning of a payload on one line: `name=value`, without what is null, repeated, or counts nothing."""
     if isinstance(payload, dict):
-        told = [(name, _value(value)) for name, value in payload.items() if name not in _REPEATED and value is not None]
+        told = [(name, _value(value)) for name, value in payload.items() if not _is_left_out(name, value)]
         # What is cut is cut at its end: first all that is short.
         text = " ".join(f"{name}={value}" for name, value in sorted(told, key=lambda one: len(one[1]) > _LONG))
     else:
@@ -147,6 +149,10 @@ def shown(text: str) -> str:
 def short(pk: UUID) -> str:
     """The end of an id, as in the admin: the beginning of a time-ordered one is that of all rows of an hour."""
     return pk.hex[-8:]
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    return name in _REPEATED or value is None or (name in _COUNTS and value == 0)
 
 
 def _is_harmless(one: str) -> bool:

@@ -5,7 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,30 @@ def signed_in(stack: StackProcess) -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture
+def tailing(stack: StackProcess) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    """Starts `mailbox_tail` on the stack's database; it has ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(run_id: str) -> "subprocess.Popen[str]":
+        one = subprocess.Popen(
+            [sys.executable, "-m", "django", "mailbox_tail", run_id],
+            cwd=ROOT,
+            env={**os.environ, **stack.environment, "DJANGO_SETTINGS_MODULE": "mailbox_project.settings"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        if one.poll() is None:
+            one.kill()
+        one.wait()
+
+
 def submitted(stack: StackProcess, text: str, **more: Any) -> dict[str, Any]:
     body = {"agent": "support", "messages": [{"role": "user", "content": text}], **more}
     answer = stack.request("POST", "/v1/runs", body=body)
@@ -79,18 +103,13 @@ def stored(stack: StackProcess, run_id: str) -> list[str]:
     return [item["kind"] for item in items]
 
 
-def test_the_page_and_the_terminal_show_a_run_as_it_goes_on(stack: StackProcess, signed_in: Browser) -> None:
+def test_the_page_and_the_terminal_show_a_run_as_it_goes_on(
+    stack: StackProcess, signed_in: Browser, tailing: Callable[[str], subprocess.Popen[str]]
+) -> None:
     page = signed_in
     before = submitted(stack, "Refund A-10421")
     run = submitted(stack, "Refund A-10420", thread_id=before["thread_id"])
-    tail = subprocess.Popen(
-        [sys.executable, "-m", "django", "mailbox_tail", run["run_id"]],
-        cwd=ROOT,
-        env={**os.environ, **stack.environment, "DJANGO_SETTINGS_MODULE": "mailbox_project.settings"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    tail = tailing(run["run_id"])
     opened(page, run["run_id"])
     page.see(lambda: page.text(LINE) == FOLLOWING)
     page.driver.execute_script("document.querySelector('details').open = true")
