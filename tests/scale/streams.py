@@ -1,24 +1,30 @@
 """What streams cost one web process, and how soon an event arrives. By hand: it opens a thousand connections.
 
-    python -m tests.scale.streams [--idle 1000] [--active 50] [--seconds 20] [--rate 100]
+    python -m tests.scale.streams [--idle 1000] [--active 50 …] [--clients 1] [--rate 10] [--seconds 20]
 
-Starts a web process of its own with PostgreSQL and Redis, opens so many streams of a thread nothing happens on, and so
-many of threads on which events are recorded, `rate` a second in all. Prints one JSON object: how long an event takes
-from commit to client, memory of the web process for each idle stream, transactions a second while nothing happens.
+Starts a web process of its own with PostgreSQL and Redis, opens so many streams of a thread nothing happens on, and for
+each number of `--active` so many runs that emit `rate` events a second each, with so many `--clients` for each of them.
+The runs are executed in a second process, the clients are this one. Prints one JSON object for the idle streams and one
+for each number of runs: from commit to client in milliseconds, what was lost or repeated, transactions a second, and
+how much of a core the web process took.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
+import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
+from collections import defaultdict
 from typing import Any
 
-from mailbox_app.devtools.probes import StackProcess
+import psutil
+
+from mailbox_app.devtools.probes import ROOT, StackProcess
 
 WITHOUT = ("worker", "maintenance", "beat", "flower")
 SETTLE_SECONDS = 3.0
@@ -26,15 +32,51 @@ SETTLE_SECONDS = 3.0
 _FLUSH_SECONDS = 12.0
 # Connections that are opened at a time.
 _TOGETHER = 20
+_FRAME = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
+
+
+class Listener(asyncio.Protocol):
+    """One client: keeps when each cursor came."""
+
+    def __init__(self, thread_id: str, request: bytes) -> None:
+        self.thread_id, self._request = thread_id, request
+        self.arrived: dict[int, list[float]] = defaultdict(list)
+        self.is_live = asyncio.get_running_loop().create_future()
+        self._rest = b""
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the stream."""
+        self._transport = transport
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Note the cursors of all whole frames."""
+        now = time.time()
+        whole, end, self._rest = (self._rest + data).rpartition(b"\n\n")
+        for cursor in _FRAME.findall(whole + end):
+            self.arrived[int(cursor)].append(now)
+        if not self.is_live.done() and b"event: RunStarted" in whole:
+            self.is_live.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The stream is over."""
+        if not self.is_live.done():
+            self.is_live.set_exception(error or ConnectionError(self._rest[:200]))
+
+    def close(self) -> None:
+        """Leave."""
+        self._transport.close()
 
 
 def main(arguments: list[str]) -> int:
-    """Print the figures; 1 if an event was lost."""
+    """Print the figures; 1 if an event was lost or came twice."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale.streams")
     parser.add_argument("--idle", type=int, default=1000)
-    parser.add_argument("--active", type=int, default=50)
+    parser.add_argument("--active", type=int, nargs="+", default=[50])
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=10)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rate", type=float, default=100)
     given = parser.parse_args(arguments)
     options = [word for name in WITHOUT for word in ("--without", name)]
     with StackProcess(*options) as stack:
@@ -42,123 +84,163 @@ def main(arguments: list[str]) -> int:
         import django
 
         django.setup()
-        figures = asyncio.run(measure(stack, **vars(given)))
-    sys.stdout.write(json.dumps(figures) + "\n")
-    return int(figures["lost"] > 0)
+        failed = asyncio.run(measure(stack, **vars(given)))
+    return int(failed)
 
 
-async def measure(stack: StackProcess, *, idle: int, active: int, seconds: float, rate: float) -> dict[str, Any]:
-    """Open the streams, be idle for a while, record events, and see when they arrive."""
-    claims = await asyncio.to_thread(claimed, active)
-    quiet = await asyncio.to_thread(claimed, 1)
+async def measure(
+    stack: StackProcess, *, idle: int, active: list[int], clients: int, rate: float, seconds: float
+) -> bool:
+    """Open the idle streams, then let so many runs speak at a time; whether an event was lost or came twice."""
     pid = stack.pid("web")
     assert pid is not None
-    arrived: dict[str, list[float]] = {}
-    readers = [await opened(stack, one.thread_id, arrived) for one in claims]
+    web = psutil.Process(pid)
+    quiet = Speakers(stack, runs=1, rate=rate, seconds=seconds)
+    (thread_id,) = await asyncio.to_thread(quiet.threads)
+    first = await opened(stack, [thread_id] * 10)
     await asyncio.sleep(SETTLE_SECONDS)
-    before = resident_bytes(pid)
-    limit = asyncio.Semaphore(_TOGETHER)
-
-    async def one_more() -> asyncio.Task[None]:
-        async with limit:
-            return await opened(stack, quiet[0].thread_id, arrived)
-
-    readers += await asyncio.gather(*(one_more() for _ in range(idle)))
+    before = web.memory_info().rss
+    listeners = first + await opened(stack, [thread_id] * idle)
     await asyncio.sleep(SETTLE_SECONDS)
-    grown = resident_bytes(pid) - before
+    grown = web.memory_info().rss - before
     await asyncio.sleep(_FLUSH_SECONDS)
-    idle_statements = await asyncio.to_thread(statements_a_second)
-    committed = await asyncio.to_thread(record, claims, seconds=seconds, rate=rate)
+    idle_transactions, idle_seconds = await asyncio.to_thread(transactions), time.monotonic()
+    await asyncio.sleep(_FLUSH_SECONDS)
+    idle_transactions = await asyncio.to_thread(transactions) - idle_transactions - 1
+    tell(
+        {
+            "idle_streams": idle,
+            "kib_for_an_idle_stream": round(grown / 1024 / max(idle, 1), 1),
+            "transactions_a_second_while_idle": round(idle_transactions / (time.monotonic() - idle_seconds), 2),
+        }
+    )
+    has_failed = False
+    for runs in active:
+        figures = await spoken(stack, web, runs=runs, clients=clients, rate=rate, seconds=seconds)
+        tell({"idle_streams": idle, **figures})
+        has_failed = has_failed or bool(figures["lost"] or figures["repeated"])
+    for listener in listeners:
+        listener.close()
+    quiet.end()
+    return has_failed
+
+
+async def spoken(
+    stack: StackProcess, web: psutil.Process, *, runs: int, clients: int, rate: float, seconds: float
+) -> dict[str, Any]:
+    """Let so many runs emit, and compare what each client was sent with what was committed."""
+    speakers = Speakers(stack, runs=runs, rate=rate, seconds=seconds)
+    threads = await asyncio.to_thread(speakers.threads)
+    listeners = await opened(stack, [thread_id for thread_id in threads for _ in range(clients)])
     await asyncio.sleep(SETTLE_SECONDS)
-    for reader in readers:
-        reader.cancel()
-    taken = sorted(arrived[key][0] - at for key, at in committed.items() if key in arrived)
+    busy, began, committed_before = sum(web.cpu_times()[:2]), time.monotonic(), await asyncio.to_thread(transactions)
+    told = await asyncio.to_thread(speakers.speak)
+    took, busy = time.monotonic() - began, sum(web.cpu_times()[:2]) - busy
+    await asyncio.sleep(SETTLE_SECONDS)
+    asked = await asyncio.to_thread(transactions) - committed_before
+    speakers.end()
+    at = committed(told)
+    late = sorted(
+        one.arrived[cursor][0] - at[one.thread_id][cursor]
+        for one in listeners
+        for cursor in at[one.thread_id]
+        if cursor in one.arrived
+    )
+    wanted = sum(len(at[one.thread_id]) for one in listeners)
+    for listener in listeners:
+        listener.close()
     return {
-        "idle_streams": idle,
-        "active_streams": active,
-        "events": len(committed),
-        "events_a_second": round(len(committed) / seconds, 1),
-        "p50_ms": round(1000 * statistics.median(taken), 1),
-        "p95_ms": round(1000 * taken[int(0.95 * len(taken))], 1),
-        "max_ms": round(1000 * taken[-1], 1),
-        "lost": len(committed) - len(taken),
-        "repeated": sum(len(times) - 1 for times in arrived.values()),
-        "kib_for_an_idle_stream": round(grown / 1024 / max(idle, 1), 1),
-        "transactions_a_second_while_idle": round(idle_statements, 2),
+        "runs": runs,
+        "clients": len(listeners),
+        "events_a_second": round(sum(map(len, at.values())) / took),
+        "sent_a_second": round(wanted / took),
+        "transactions_a_second_of_a_run": round(told["transactions"] / took / runs, 2),
+        "transactions_a_second_in_all": round(asked / (took + SETTLE_SECONDS), 1),
+        "p50_ms": round(1000 * statistics.median(late), 1),
+        "p95_ms": round(1000 * late[int(0.95 * len(late))], 1),
+        "max_ms": round(1000 * late[-1], 1),
+        "lost": wanted - len(late),
+        "repeated": sum(len(times) - 1 for one in listeners for times in one.arrived.values()),
+        "web_cores": round(busy / took, 2),
     }
 
 
-def claimed(count: int) -> list[Any]:
-    """So many runs in the hands of a worker that this process plays."""
-    from mailbox_app.operations import claim, submit
-
-    for _ in range(count):
-        submit.run(scope="default", agent="echo", messages=["hello"])
-    found: list[Any] = []
-    while len(found) < count:
-        tokens = [uuid.uuid4() for _ in range(count - len(found))]
-        found += claim.due(queue="mailbox.default", agents=["echo"], worker="w@here:1", tokens=tokens).claims
-    return found
+def committed(told: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """When each cursor of each thread was committed. A fence leaves its thread's last cursor, of all that are new."""
+    at: dict[str, dict[int, float]] = {thread_id: {} for thread_id in told["before"]}
+    last = dict(told["before"])
+    for thread_id, cursor, when in sorted(told["commits"], key=lambda commit: (commit[0], commit[1])):
+        for one in range(last[thread_id] + 1, cursor + 1):
+            at[thread_id][one] = when
+        last[thread_id] = cursor
+    return at
 
 
-def record(claims: list[Any], *, seconds: float, rate: float) -> dict[str, float]:
-    """Record events, one thread after the other; returns when each was committed, by its number."""
-    from tests.operations import scene
+class Speakers:
+    """`tests.scale.speaking` as a child."""
 
-    committed: dict[str, float] = {}
-    began, number = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
-        scene.emit(claims[number % len(claims)], "Told", {"number": number}, n=number)
-        committed[str(number)] = time.time()
-        number += 1
-        time.sleep(max(0.0, began + number / rate - time.monotonic()))
-    return committed
+    def __init__(self, stack: StackProcess, *, runs: int, rate: float, seconds: float) -> None:
+        command = [sys.executable, "-m", "tests.scale.speaking", "--runs", str(runs)]
+        command += ["--rate", str(rate), "--seconds", str(seconds)]
+        settings = json.dumps({"max_async_runs": runs + 1})
+        environment = {**os.environ, **stack.environment, "MAILBOX_SETTINGS": settings}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
+
+    def threads(self) -> list[str]:
+        """Wait until all have begun; their threads' ids."""
+        return list(self._answer()["threads"])
+
+    def speak(self) -> dict[str, Any]:
+        """Let them speak, and wait until they have ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """Stop the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return dict(json.loads(self._process.stdout.readline()))
 
 
-def statements_a_second() -> float:
-    """Transactions of this database in a second, but for this look."""
+async def opened(stack: StackProcess, threads: list[str]) -> list[Listener]:
+    """Open a stream of each of these threads; all are live when this returns."""
+    host, _, port = stack.facts["urls"]["web"].removeprefix("http://").partition(":")
+    token = stack.token
+    limit = asyncio.Semaphore(_TOGETHER)
+
+    async def one(thread_id: str) -> Listener:
+        request = (
+            f"GET /v1/threads/{uuid.UUID(thread_id)}/events/stream HTTP/1.1\r\nHost: {host}\r\n"
+            f"Authorization: Bearer {token}\r\n\r\n"
+        )
+        async with limit:
+            loop = asyncio.get_running_loop()
+            _, listener = await loop.create_connection(lambda: Listener(thread_id, request.encode()), host, int(port))
+            await asyncio.wait_for(listener.is_live, 60)
+            return listener
+
+    return await asyncio.gather(*(one(thread_id) for thread_id in threads))
+
+
+def transactions() -> int:
+    """Committed in this database so far; the look is the last of them."""
     from django.db import connection
 
-    def count() -> int:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_stat_clear_snapshot()")
-            cursor.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
-            return int(cursor.fetchone()[0])
-
-    before, seconds = count(), 10.0
-    time.sleep(seconds)
-    # The two looks are two statements each, in transactions of their own.
-    return max(0, count() - before - 3) / seconds
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+        return int(cursor.fetchone()[0])
 
 
-async def opened(stack: StackProcess, thread_id: uuid.UUID, arrived: dict[str, list[float]]) -> "asyncio.Task[None]":
-    """Open a thread's stream and read it from then on, in a task; it is live when this returns."""
-    host, _, port = stack.facts["urls"]["web"].removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        f"GET /v1/threads/{thread_id}/events/stream HTTP/1.1\r\nHost: {host}\r\n"
-        f"Authorization: Bearer {stack.token}\r\n\r\n".encode()
-    )
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    await reader.readuntil(b"event: RunStarted")
-
-    async def read() -> None:
-        try:
-            async for line in reader:
-                if line.startswith(b"data: ") and b'"kind":"Told"' in line:
-                    told = json.loads(line[6:])
-                    arrived.setdefault(str(told["payload"]["number"]), []).append(time.time())
-        finally:
-            writer.close()
-
-    return asyncio.create_task(read())
-
-
-def resident_bytes(pid: int) -> int:
-    """The process's own memory (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def tell(figures: dict[str, Any]) -> None:
+    """One line."""
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
