@@ -1,11 +1,14 @@
 """What a page asks that follows a run: one cheap statement while nothing happens, and whatever happens is noticed."""
 
+import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.staticfiles import finders
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -189,6 +192,14 @@ def test_a_page_follows_its_run_until_that_is_done_and_has_no_script_of_its_own(
     settle.complete(scene.taken(), output="done")
     for row in (thread, run, dispatch):
         assert not is_followed(text(admin_client, shown(row)))
+
+
+def test_the_buttons_stand_in_what_is_replaced_whatever_django_s_page_looks_like(admin_client: Client) -> None:
+    script = Path(str(finders.find("mailbox/admin/live.js"))).read_text()
+    [place] = set(re.findall(r'getElementById\("(content[\w-]*)"\)', script))
+    scene.post()
+    page = text(admin_client, shown(Run.objects.get()))
+    assert page.index(f'id="{place}"') < page.index('id="acts"') < page.index('id="live"')
 
 
 def test_a_thread_is_followed_while_one_of_its_runs_is_open_or_queued(admin_client: Client) -> None:

@@ -67,11 +67,11 @@
         const found = await answer.json();
         if (!mark.startsWith(`${found.rows} `)) {
             const page = new DOMParser().parseFromString(await (await get(location.pathname + location.search)).text(), "text/html");
-            const fresh = page.getElementById("content-main");
+            const fresh = page.getElementById("content");
             if (!fresh) {
                 throw new Error("it answers another page");
             }
-            settle(document.getElementById("content-main"), fresh);
+            settle(document.getElementById("content"), fresh);
         }
         mark = found.mark;
         say(found.text);
