@@ -4,41 +4,10 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from mailbox_app.kinds import TERMINAL_KINDS, Kind
 from mailbox_app.models.base import not_blank
 from mailbox_app.models.message import Visibility
 from mailbox_app.models.thread import Thread
-
-
-class Kind(models.TextChoices):
-    """Events the system records. An agent's own kinds (`ctx.emit`) must not be among them."""
-
-    THREAD_CREATED = "ThreadCreated"
-    RUN_QUEUED = "RunQueued"
-    RUN_STARTED = "RunStarted"
-    RUN_RESUMED = "RunResumed"
-    RUN_RESCHEDULED = "RunRescheduled"
-    RUN_SUSPENDED = "RunSuspended"
-    TURN_STARTED = "TurnStarted"
-    # A question to a human, and its answer.
-    TOOL_PERMISSION_REQUESTED = "ToolPermissionRequested"
-    TOOL_PERMISSION_RESOLVED = "ToolPermissionResolved"
-    DECISION_RECEIVED = "MailboxDecisionReceived"
-    MESSAGE_COMMITTED = "MessageCommitted"
-    MESSAGE_RETRACTED = "MessageRetracted"
-    MESSAGE_REQUEUED = "MessageRequeued"
-    # On the thread of the run that spawned it.
-    CHILD_SPAWNED = "ChildRunSpawned"
-    CHILD_ENDED = "ChildRunEnded"
-    DELIVERY_FAILED = "DeliveryFailed"
-    RUN_FINISHED = "RunFinished"
-    RUN_ERRORED = "RunErrored"
-    RUN_CANCELLED = "RunCancelled"
-    # Stopped by a rule: a wait that nobody ended in time.
-    RUN_TERMINATED = "RunTerminated"
-
-
-# After one of these a run says nothing more.
-TERMINAL_KINDS = (Kind.RUN_FINISHED, Kind.RUN_ERRORED, Kind.RUN_CANCELLED, Kind.RUN_TERMINATED)
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -86,3 +55,6 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.cursor} {self.kind}"
+
+
+__all__ = ["TERMINAL_KINDS", "Event", "Kind"]

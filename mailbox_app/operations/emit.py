@@ -8,20 +8,20 @@ from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thre
 from mailbox_app.states import RunStatus
 from mailbox_app.telemetry import observe_on_commit
 
-# Beside `Kind`: what people did to a thread, a run or a dead letter.
-THREAD_UPDATED = "ThreadUpdated"
-THREAD_DELETED = "ThreadDeleted"
-THREAD_PAUSED = "ThreadPaused"
-THREAD_RESUMED = "ThreadResumed"
-THREAD_INTERRUPTED = "ThreadInterrupted"
-RUN_CANCEL_REQUESTED = "RunCancelRequested"
-RUN_INTERRUPTED = "RunInterrupted"
-MESSAGES_JOINED = "MessagesJoined"
-RUN_MADE_DUE = "RunMadeDue"
-MESSAGE_EDITED = "MessageEdited"
-MESSAGES_REORDERED = "MessagesReordered"
-DEAD_LETTER_REPLAYED = "DeadLetterReplayed"
-DEAD_LETTER_DISCARDED = "DeadLetterDiscarded"
+# What people did to a thread, a run or a dead letter: kinds as the others are.
+THREAD_UPDATED = Kind.THREAD_UPDATED
+THREAD_DELETED = Kind.THREAD_DELETED
+THREAD_PAUSED = Kind.THREAD_PAUSED
+THREAD_RESUMED = Kind.THREAD_RESUMED
+THREAD_INTERRUPTED = Kind.THREAD_INTERRUPTED
+RUN_CANCEL_REQUESTED = Kind.RUN_CANCEL_REQUESTED
+RUN_INTERRUPTED = Kind.RUN_INTERRUPTED
+MESSAGES_JOINED = Kind.MESSAGES_JOINED
+RUN_MADE_DUE = Kind.RUN_MADE_DUE
+MESSAGE_EDITED = Kind.MESSAGE_EDITED
+MESSAGES_REORDERED = Kind.MESSAGES_REORDERED
+DEAD_LETTER_REPLAYED = Kind.DEAD_LETTER_REPLAYED
+DEAD_LETTER_DISCARDED = Kind.DEAD_LETTER_DISCARDED
 
 _CLAIMED = (Kind.RUN_STARTED, Kind.RUN_RESUMED)
 # How a move ends an activation, in one word for metrics, traces and Flower; a reason is looked for before a kind.
@@ -49,6 +49,8 @@ def thread_created(thread: Thread) -> Event:
 
 def of_thread(thread: Thread, kind: str, **facts: Any) -> Event:
     """An event about the thread itself."""
+    if thread.last_cursor == 0:  # made by who sends to its key, and nothing has arrived yet
+        thread_created(thread)
     payload = {"thread_id": str(thread.pk), **facts}
     return thread.record(Event(kind=kind, payload=payload, correlation_id=str(thread.pk)))
 

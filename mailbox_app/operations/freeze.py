@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mailbox_app.models import Boundary, Granularity, Message, ReadAt, Run, Thread, columns, read
+from mailbox_app.operations import emit
 from mailbox_app.states import COMMIT
 
 # A message asked for at one of these is eligible there and at every later one.
@@ -107,12 +108,17 @@ def is_eligible(message: Message, *, boundary: Boundary, run: Run) -> bool:
 
 
 def number(*, thread: Thread, run: Run, messages: Sequence[Message], read_at: ReadAt) -> list[Message]:
-    """Give these pending messages the thread's next numbers and commit them as input of the run's present turn."""
+    """Give these pending messages the thread's next numbers and commit them as input of the run's present turn.
+
+    What a turn begins with is told by the event that begins it; what is read in its midst by one of its own.
+    """
     if not messages:
         return []
     for message in messages:
         thread.last_seq += 1
         thread.move(message, COMMIT, seq=thread.last_seq, run_id=run.pk, read_turn=run.turn, read_at=read_at)
+        if read_at != ReadAt.START:
+            emit.message_committed(thread, message, run)
     thread.pending_revision += 1
     return list(messages)
 

@@ -3,6 +3,7 @@
 After a change: `MAILBOX_WRITE_DOCUMENTS=1 python -m pytest tests/contract/test_documents.py` writes them anew.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mailbox_app import checks, conf, metrics, states
+from mailbox_app import checks, conf, metrics, payloads, states
 from mailbox_app.api.v1 import errors, schema
 from tests.chaos import kills
 
@@ -73,6 +74,35 @@ A rate over the sum of all instances is right where each instance has a folder o
 as long as the folder does.
 
 """
+EVENTS = """# Events
+
+Every kind of event the system records, printed from `mailbox_app/payloads.py`. An event is one durable fact, written in
+the transaction that made it true: where it is, what it tells is there, and the other way round. It has
+
+- a `cursor`, its number in the thread: 1, 2, 3 … without a gap, in the order of the commits. Who has seen 7 will never
+  see another one appear below it.
+- a `kind` and a `payload`, below. An agent's own come from `ctx.emit`; they may not be called like one of these.
+- `run_id` and `dispatch_id`, of what it tells about. An event of a run is one of its thread too, with the same cursor;
+  an event of the thread is not among any run's.
+- `correlation_id`: what it belongs together with. Events of an agent's own carry their activation's.
+- `schema_version`, of its kind's payload. Fields are added to a payload without a new one, and kinds are added: pass
+  over what you do not know. A field that goes, or says something else, raises it.
+
+They are read page by page (`GET …/events`), or as they happen ([streaming](streaming.md)); both show what all may see.
+An event that is seen as its message is internal if the message is. What operators see is in the admin alone.
+
+A plain run records four: `RunQueued`, `RunStarted`, the `MessageCommitted` of its answer, `RunFinished`. What a turn
+begins with is told by the event that begins it, by the ids of the messages; what is read in its midst has a
+`MessageCommitted` of its own. That a waiting run may go on is told when it does (`RunResumed`). With `RunFinished`,
+`RunErrored`, `RunCancelled` or `RunTerminated` a run is done; what becomes of the messages it has not read follows in
+the same transaction, and a `DeliveryFailed` of something it has sent may come at any time.
+
+Events are deleted after `event_retention_seconds`, the oldest first; a cursor before what is left is answered with 410
+(`cursor_pruned`), the newest and 0 are always good. Those of an unresolved dead letter stay as long as it does.
+
+## Kinds
+
+"""
 KILLS = """# Who is ended by what, where
 
 Printed by `python -m tests.chaos.kills`: each name is a cell, a test of `tests/chaos/test_kills.py`. A round of the
@@ -84,6 +114,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[], str]]] = {
     "docs/checks.md": (CHECKS, checks.reference),
     "docs/errors.md": (ERRORS, errors.reference),
     "docs/openapi.yaml": (OPENAPI, schema.printed),
+    "docs/events.md": (EVENTS, payloads.reference),
     "docs/metrics.md": (METRICS, metrics.reference),
     "tests/chaos/kills.md": (KILLS, kills.table),
 }
@@ -146,6 +177,34 @@ def test_every_metric_has_one_line_and_follows_the_rules_of_prometheus() -> None
         assert one.type != "histogram" or one.name.endswith("_seconds")
         assert one.meaning.endswith(".")
         assert not [label for label in one.labels if label.endswith("_id")]
+
+
+def test_every_kind_of_event_has_one_line_and_a_payload() -> None:
+    text = (ROOT / "docs/events.md").read_text()
+    kinds = [str(kind) for kind in payloads.DESCRIBED]
+    assert re.findall(r"^\| \[`(\w+)`\]", text, re.M) == re.findall(r"^### (\w+)$", text, re.M) == kinds
+    for one in payloads.DESCRIBED.values():
+        assert one.when.endswith(".")
+        assert len({field.name for field in one.fields}) == len(one.fields)
+
+
+def test_a_payload_keeps_what_its_version_has_promised() -> None:
+    """`payloads.json`: the fields of each kind as they were first promised. Fields are added there, and none is changed
+    but under another version of its kind."""
+    promised = json.loads(Path(__file__).with_name("payloads.json").read_text())
+    now = {
+        f"{one.kind} {one.version}": {
+            field.name: f"{field.type}{' or null' * field.is_nullable}{', may be left out' * field.is_optional}"
+            for field in one.fields
+        }
+        for one in payloads.DESCRIBED.values()
+    }
+    if os.environ.get("MAILBOX_WRITE_DOCUMENTS"):
+        added = {kind: {**fields, **promised.get(kind, {})} for kind, fields in now.items()}
+        Path(__file__).with_name("payloads.json").write_text(json.dumps({**promised, **added}, indent=2) + "\n")
+    assert {kind: {**now[kind], **fields} for kind, fields in promised.items() if kind in now} == now
+    gone = {kind.split()[0] for kind in promised} - {str(kind) for kind in payloads.DESCRIBED}
+    assert not gone, "a kind is never taken back"
 
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])

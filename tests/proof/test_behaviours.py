@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("behaviours.toml", "conversations.toml")
+FILES = ("behaviours.toml", "conversations.toml", "events.toml")
 TABLES = [tomllib.loads((Path(__file__).with_name(name)).read_text()) for name in FILES]
 LISTED = {group: rows for table in TABLES for group, rows in table.items()}
 REASONS = ("open: ", "not ours: ")

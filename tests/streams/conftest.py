@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from mailbox_app import channel, telemetry
 from mailbox_app.operations.ownership import Claim
 from tests import make
 from tests.operations import scene
-from tests.streams.served import Listening, Server, listening, serving
+from tests.races.actors import start
+from tests.streams.served import PATIENCE_SECONDS, Listening, Server, listening, serving
+from tests.streams.web import Web, web_process
 
 _uses = itertools.count(1)
 
@@ -30,6 +34,13 @@ def _closed_breaker() -> Iterator[None]:
 def server(transactional_db: None) -> Iterator[Server]:
     with serving() as server:
         yield server
+
+
+@pytest.fixture
+def web(transactional_db: None, tmp_path: Path) -> Iterator[Web]:
+    """A web process, which can be killed."""
+    with web_process(tmp_path) as web:
+        yield web
 
 
 @pytest.fixture
@@ -64,3 +75,22 @@ def observed() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 def emit(claim: Claim, kind: str, payload: Any = None, *, visibility: str = "public") -> None:
     """Record an event of the agent's own."""
     scene.emit(claim, kind, payload or {}, n=next(_uses), visibility=visibility)
+
+
+@contextlib.contextmanager
+def going(*claims: Claim, a_second: float = 100.0) -> Iterator[None]:
+    """Record events of these runs, one after the other, from another thread while the block runs."""
+    is_over = threading.Event()
+
+    def record() -> None:
+        for number in itertools.count():
+            emit(claims[number % len(claims)], "Told", {"number": number})
+            if is_over.wait(1 / a_second):
+                return
+
+    recording = start(record)
+    try:
+        yield
+    finally:
+        is_over.set()
+        recording.result(PATIENCE_SECONDS)

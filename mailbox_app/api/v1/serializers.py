@@ -19,6 +19,7 @@ from mailbox_app.models import (
     Visibility,
 )
 from mailbox_app.operations import cancel
+from mailbox_app.payloads import DESCRIBED, SeenBy
 from mailbox_app.states import DispatchStatus, RunStatus
 
 
@@ -231,9 +232,12 @@ class ReplayBatchSerializer(serializers.Serializer[Any]):
     has_more = serializers.BooleanField(help_text="More match than were gone through: ask again.")
 
 
+_KINDS = ", ".join(one.kind for one in DESCRIBED.values() if one.seen_by is not SeenBy.OPERATORS)
+
+
 class EventSerializer(serializers.Serializer[Event]):
     cursor = serializers.IntegerField(help_text="Its number in the thread, in commit order.")
-    kind = serializers.CharField()
+    kind = serializers.CharField(help_text=f"One of the agent's own, or {_KINDS}.")
     payload = Anything()
     run_id = serializers.UUIDField(allow_null=True)
     dispatch_id = serializers.UUIDField(allow_null=True)
