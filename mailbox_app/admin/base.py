@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from mailbox_app.admin import render
+from mailbox_app.admin import live, render
 from mailbox_app.admin.sections import Section
 from mailbox_app.models import Thread
 
@@ -224,10 +224,15 @@ class ReadOnlyAdmin(ModelAdmin):
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """Show the row's tables below what matters about it."""
+        """Show the row's tables below what matters about it, and have the page follow a run that goes on."""
         obj = kwargs.get("obj")
         context["sections"] = [] if obj is None else [part for part in self.sections(request, obj) if part.may(request)]
+        context["live_url"] = "" if obj is None else live.url_for(request, self.followed(obj))
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def followed(self, obj: Any) -> uuid.UUID | None:
+        """The run that the row's page follows while it is looked at; None for one on which nothing goes on."""
+        return None
 
     def sections(self, request: HttpRequest, obj: Any) -> Sequence[Section]:
         """Tables of what belongs to the row; those of a model the user may not view are left out."""

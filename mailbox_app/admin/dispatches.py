@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin
 from django.http import HttpRequest
@@ -10,7 +11,7 @@ from mailbox_app.admin import render, sections
 from mailbox_app.admin.acting import ActingAdmin
 from mailbox_app.admin.acts import CANCEL, DISCARD, REPLAY, REPLAY_FRESH, RUN_NOW
 from mailbox_app.admin.base import age, words
-from mailbox_app.admin.runs import explanation
+from mailbox_app.admin.runs import explanation, going_on
 from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import DeadLetter, Dispatch, Run, Thread
 from mailbox_app.states import DispatchStatus
@@ -49,6 +50,10 @@ class _ActivationAdmin(ActingAdmin):
             },
         ),
     )
+
+    def followed(self, obj: Dispatch) -> UUID | None:
+        """The run it activates, until that is done."""
+        return going_on(obj.run)
 
     def sections(self, request: HttpRequest, obj: Dispatch) -> Sequence[sections.Section]:
         """What explains the run it activates."""

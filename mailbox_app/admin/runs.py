@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import Q
 from django.http import HttpRequest
+from django.urls import path
 
-from mailbox_app.admin import render, sections
+from mailbox_app.admin import live, render, sections
 from mailbox_app.admin.acting import ActingAdmin
 from mailbox_app.admin.acts import ANSWER, ANSWER_NO, CANCEL, RUN_NOW
 from mailbox_app.admin.base import ReadOnlyAdmin, age, words
 from mailbox_app.admin.standing import Standing, lineage
 from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Run, Thread, Ticket
+from mailbox_app.states import RunStatus
 
 
 def explanation(run: Run) -> Sequence[sections.Section]:
@@ -27,6 +30,11 @@ def explanation(run: Run) -> Sequence[sections.Section]:
         sections.timeline(Event.objects.filter(run_id=run.pk), since=run.created_at, search=run.pk),
         sections.messages(spoken, search=run.thread_id),
     )
+
+
+def going_on(run: Run) -> UUID | None:
+    """The run's id, until it is done."""
+    return None if run.status == RunStatus.DONE else run.pk
 
 
 def _standing(run: Run) -> Standing:
@@ -85,6 +93,15 @@ class RunAdmin(ActingAdmin):
             },
         ),
     )
+
+    def get_urls(self) -> list[Any]:
+        """One more: what a page asks that follows the run."""
+        ask = path("<uuid:run_id>/live/", self.admin_site.admin_view(live.answer), name="mailbox_run_live")
+        return [ask, *super().get_urls()]
+
+    def followed(self, obj: Run) -> UUID | None:
+        """The run itself, until it is done."""
+        return going_on(obj)
 
     def sections(self, request: HttpRequest, obj: Run) -> Sequence[sections.Section]:
         """What explains the run."""

@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils.text import slugify
 
 from mailbox_app.admin import render
-from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Permit, Run, Thread, Ticket
+from mailbox_app.models import Dispatch, Event, JournalEntry, Message, Permit, Run, Thread, Ticket, Visibility
 
 # What an operator needs at a glance; the rest is one click away.
 MOST_ROWS = 50
@@ -221,7 +221,7 @@ def timeline(rows: Any, *, since: datetime, search: object) -> Section:
             render.link(Event, event.pk, event.cursor),
             render.instant(event.created_at),
             render.after(since, event.created_at),
-            event.kind,
+            event.kind if event.visibility == Visibility.PUBLIC else f"{event.kind} (internal)",
             render.link_id(Dispatch, event.dispatch_id),
             render.cell(event.excerpt),
         ),

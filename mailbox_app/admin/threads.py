@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin
 from django.http import HttpRequest
@@ -51,6 +52,12 @@ class ThreadAdmin(ActingAdmin):
             },
         ),
     )
+
+    def followed(self, obj: Thread) -> UUID | None:
+        """The run that is open on it, or else its latest until that is done."""
+        if obj.open_run_id is not None or obj.latest_run_id is None:
+            return obj.open_run_id
+        return Run.objects.filter(pk=obj.latest_run_id).not_done().values_list("pk", flat=True).first()
 
     def sections(self, request: HttpRequest, obj: Thread) -> Sequence[sections.Section]:
         """Everything on the thread, newest last."""

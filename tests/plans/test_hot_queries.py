@@ -23,6 +23,7 @@ from mailbox_app.models import (
     Run,
     Thread,
     Ticket,
+    columns,
     ready,
 )
 from mailbox_app.models.writes import Writes
@@ -39,6 +40,7 @@ from mailbox_app.operations import (
     replay,
     room,
 )
+from mailbox_app.watching import rows
 
 # A queue's due threads are few among many; some wake later, some are claimed, most are idle with finished work.
 FILL = """
@@ -445,3 +447,12 @@ def test_a_scrape_counts_through_partial_indexes(sql: str, index: str) -> None:
 def test_a_scrape_looks_at_no_more_queued_dispatches_than_it_may() -> None:
     [limit] = [node for node in explain(gauges._QUEUED, {"most": 100}) if node["Node Type"] == "Limit"]
     assert limit["Plan Rows"] <= 100
+
+
+def test_who_follows_a_run_or_a_thread_looks_by_indexes_alone() -> None:
+    thread = a_thread()
+    params = {"thread": thread.pk, "run": thread.pk, "cursor": 1}
+    for whose, index in {rows.OF_RUN: "event_of_run", rows.OF_THREAD: "event_cursor_unique_in_thread"}.items():
+        sql = rows.LOOK.replace("{columns}", columns(Event, "event")).replace("{whose}", whose)
+        assert_uses(index, (sql, params), sorts=True)
+    assert_uses("journal_entry_once_per_use", (rows.MARK, {"run": thread.pk}), sorts=True)

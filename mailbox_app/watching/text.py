@@ -1,0 +1,55 @@
+"""A run's live text, as far as Redis keeps it: for who looks now and then, without a subscription."""
+
+import contextlib
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from mailbox_app import channel, saying
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What an activation has said that no durable message holds; `start` and `closed` count its characters."""
+
+    attempt: int
+    start: int
+    text: str
+    # How much of all it said is in messages.
+    closed: int
+
+    @property
+    def end(self) -> int:
+        """Characters it has said."""
+        return self.start + len(self.text)
+
+
+def kept(run_id: uuid.UUID, fence: int) -> Kept | None:
+    """The live text of a run's activation; None if it has said nothing, or Redis is away."""
+    key = channel.PREFIX + saying.KEPT.format(run_id=run_id, fence=fence)
+    [found] = channel.send([("LRANGE", key, 0, -1)]) or [None]
+    return _joined([piece for piece in map(_read, found or ()) if piece is not None])
+
+
+def _joined(pieces: list[dict[str, Any]]) -> Kept | None:
+    if not pieces:
+        return None
+    start = end = closed = attempt = 0
+    said = ""
+    for piece in pieces:
+        if piece["offset"] != end:  # something between was dropped
+            said, start = "", piece["offset"]
+        said += piece["text"]
+        end = piece["offset"] + len(piece["text"])
+        closed, attempt = max(closed, piece["closed"]), piece["attempt"]
+    open_from = min(max(start, closed), end)
+    return Kept(attempt=attempt, start=open_from, text=said[open_from - start :], closed=closed)
+
+
+def _read(data: Any) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody else's
+        given = json.loads(data)
+        numbers = {name: int(given[name]) for name in ("attempt", "offset", "closed")}
+        return {**numbers, "text": str(given["text"])}
+    return None
