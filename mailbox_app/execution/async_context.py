@@ -13,6 +13,7 @@ from mailbox_app.execution import caller, loop
 from mailbox_app.execution.asking import LOOK_SECONDS, Answer, LiveWait
 from mailbox_app.execution.context import Context
 from mailbox_app.execution.listening import Pause
+from mailbox_app.models import Visibility
 
 # Of the runner, not of agents.
 _NOT_FOR_AGENTS = frozenset({"stop_with", "belongs_to", "stir", "told"})
@@ -65,6 +66,19 @@ class AsyncContext:
         finally:
             caller.step.reset(inside)
         return await loop.on(loop.verbs, partial(step, lambda *_, **__: result, *args, **kwargs))
+
+    async def aemit(
+        self, kind: str, payload: Any = None, *, key: str | None = None, visibility: str = Visibility.PUBLIC
+    ) -> None:
+        """`Context.emit`: on the loop, without a thread, but where there is something to read or to record."""
+        emit = partial(self._context._emit, kind, payload, key=key, visibility=visibility)
+        if self._context._journal.is_unread:
+            is_full = await loop.on(loop.verbs, emit)
+        else:
+            with caller.named(asyncio.current_task()):
+                is_full = emit()
+        if is_full:
+            await loop.on(loop.verbs, self._context._flush)
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now; sent soon, in order, while the agent goes on."""

@@ -142,6 +142,11 @@ class Context(Asking, Listening, Spawning):
         (half a second), and with the end of this activation however it ends. With a lost lease it is lost, and the next
         attempt emits it again.
         """
+        if self._emit(kind, payload, key=key, visibility=visibility):
+            self._flush()
+
+    def _emit(self, kind: str, payload: Any, *, key: str | None, visibility: str) -> bool:
+        """Gather one event; whether there are so many that they are to be recorded now."""
         inputs.text("kind", kind, most=100)
         if kind in Kind.values:
             raise InvalidInput("kind", "reserved", f"the event kind {kind} belongs to the system")
@@ -151,13 +156,15 @@ class Context(Asking, Listening, Spawning):
         body = inputs.document("payload", {} if payload is None else payload, most_bytes=conf.max_metadata_bytes)
         entry = self._journal.entry("emit", kind, key, [body, visibility])
         if self._journal.known(entry) is not None:
-            return
+            return False
         emitted, size = self._claim.emitted, len(json.dumps(body))
         emitted.add(Emission(record=entry, payload=body, key=key, visibility=visibility, size=size))
-        if emitted.is_full:
-            self._journal.persist(lambda: self._journal.fenced(checkpoint.flush))
-        else:
+        if not emitted.is_full:
             emitting.soon(self._claim)
+        return emitted.is_full
+
+    def _flush(self) -> None:
+        self._journal.persist(lambda: self._journal.fenced(checkpoint.flush))
 
     def delta(self, text: str) -> None:
         """Show a piece of text to whoever watches the run now. It is stored nowhere."""

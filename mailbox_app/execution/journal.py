@@ -81,11 +81,16 @@ class Journal:
             n = self._uses[(verb, name, key or "")]
         return Record(verb=verb, name=name, key=key or "", n=n, arguments_hash=digest)
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether the first look for a record will read the table."""
+        return self._records is None and (self._claim.replays or self._must_look)
+
     def known(self, entry: Record) -> JournalEntry | None:
         """The record of this use, if the turn has completed it before. Raises ReplayMismatch."""
         if self._records is None:
             rows: list[JournalEntry] = []
-            if self._claim.replays or self._must_look:
+            if self.is_unread:
                 journal = JournalEntry.objects.of_turn(self._claim.run_id, self._claim.turn)
                 rows = self.persist(lambda: list(journal))
             self._records = {(row.verb, row.name, row.key, row.n): row for row in rows}
