@@ -7,9 +7,9 @@ CONVERSATION = f"{MACHINE}::test_a_conversation_goes_as_the_oracle_says_in_whate
 BROKEN_ROWS = "tests/states/test_constraints.py::test_a_row_that_breaks_a_constraint_is_refused_under_its_name"
 EVERYWHERE = ("tests/states", MACHINE, "tests/operations", "tests/races")
 OPERATIONS, MODELS, EXECUTION = "mailbox_app/operations", "mailbox_app/models", "mailbox_app/execution"
-STREAMS = "mailbox_app/api/v1/stream"
 KILLS = "tests/chaos/test_kills.py"
 TALK = "tests/proof/test_talk.py"
+EMITTING = "tests/execution/test_emitting.py"
 API = "mailbox_app/api/v1"
 # Streams: each in any order, one by one, and in trouble.
 STREAMS = "tests/proof/test_streaming.py"
@@ -35,13 +35,13 @@ def _index(name: str, *noticed_by: str) -> Mutation:
 MUTATIONS = (
     Mutation(
         "the right of a token whose stream is open",
-        f"{STREAMS}_rights.py",
+        f"{API}/stream_rights.py",
         (("return (right.token_id, right.scope) in usable", "return True"),),
         noticed_by=("tests/streams/test_rights.py",),
     ),
     Mutation(
         "the end of a client that does not read",
-        f"{STREAMS}_hub.py",
+        f"{API}/stream_hub.py",
         (
             (
                 "closed = stream_cut.close({client.ends for client in stuck if client.ends is not None})",
@@ -52,19 +52,19 @@ MUTATIONS = (
     ),
     Mutation(
         "the client that leaves while it is sent to",
-        f"{STREAMS}.py",
+        f"{API}/stream.py",
         (("            self._task.add_done_callback(leave)\n", "            pass\n"),),
         noticed_by=("tests/streams/test_cut.py",),
     ),
     Mutation(
         "the place of live text among the events",
-        f"{STREAMS}.py",
+        f"{API}/stream.py",
         ((" or text.after > self.cursor", ""),),
         noticed_by=("tests/streams/test_text_and_events.py",),
     ),
     Mutation(
         "the live text of the next turn",
-        f"{STREAMS}_text.py",
+        f"{API}/stream_text.py",
         (("if (fence, turn) > (self.fence, self.turn):", "if fence > self.fence:"),),
         noticed_by=("tests/streams/test_text_and_events.py",),
     ),
@@ -476,8 +476,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the cursor itself, which was told (of a feed)",
-        f"{API}/stream_hub.py",
-        (("if told.cursor > cursor]", "if told.cursor >= cursor]"),),
+        f"{API}/stream_feed.py",
+        (("lambda told: told.cursor > cursor", "lambda told: told.cursor >= cursor"),),
         noticed_by=(
             f"{STREAM}::test_a_stream_over_many_events_that_are_being_recorded_has_no_gap_and_no_repeat",
             STREAMS,
@@ -503,7 +503,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the floor of a feed",
-        f"{API}/stream_hub.py",
+        f"{API}/stream_feed.py",
         (("        self.floor = told.cursor\n", ""),),
         noticed_by=(
             f"{TROUBLE}::test_a_client_behind_what_is_kept_reads_on_from_the_table",
@@ -512,7 +512,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the floor of a feed whose events were pruned unread",
-        f"{API}/stream_hub.py",
+        f"{API}/stream_feed.py",
         (("if found.pruned > self.head:", "if False:"),),
         noticed_by=(f"{TROUBLE}::test_events_pruned_before_they_were_sent_end_the_stream_with_an_error",),
     ),
@@ -551,7 +551,7 @@ MUTATIONS = (
     Mutation(
         "the live text of an attempt that is over",
         f"{API}/stream_text.py",
-        (("        if fence < self.fence:\n            return Came.OLD\n", ""),),
+        (("        if (fence, turn) < (self.fence, self.turn):\n            return Came.OLD\n", ""),),
         noticed_by=(
             TEXT,
             f"{STREAM}::test_what_an_attempt_says_that_is_over_is_not_heard",
@@ -559,8 +559,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the message that closes live text",
-        f"{API}/stream_hub.py",
-        (("self.text.close()", "pass"),),
+        f"{API}/stream_feed.py",
+        (("self.text.close(one.cursor)", "pass"),),
         noticed_by=(f"{TROUBLE}::test_a_message_closes_what_was_said_live_also_when_nobody_was_told",),
     ),
     Mutation(
@@ -589,6 +589,42 @@ MUTATIONS = (
         f"{API}/stream_hub.py",
         (("            self._ear = Ear(self)\n", ""),),
         noticed_by=(f"{TROUBLE}::test_whoever_listens_again_hears_no_run_that_was_left",),
+    ),
+    Mutation(
+        "what was emitted goes before what is done next",
+        f"{OPERATIONS}/ownership.py",
+        (("        claim.emitted.write(thread, dispatch)\n        yield", "        yield"),),
+        noticed_by=(EMITTING,),
+    ),
+    Mutation(
+        "what was emitted goes before the end",
+        f"{OPERATIONS}/settle.py",
+        (("    run = dispatch.run\n    claim.emitted.write(thread, dispatch)\n", "    run = dispatch.run\n"),),
+        noticed_by=(EMITTING,),
+    ),
+    Mutation(
+        "the look for emitted events whose commit was not answered",
+        f"{OPERATIONS}/emitted.py",
+        (("            self._forget(_written(run, doubtful))\n", "            pass\n"),),
+        noticed_by=(EMITTING,),
+    ),
+    Mutation(
+        "a batch of emitted events that is full",
+        f"{EXECUTION}/context.py",
+        (("        return emitted.is_full\n", "        return False\n"),),
+        noticed_by=(EMITTING,),
+    ),
+    Mutation(
+        "the pace of who records emitted events",
+        f"{EXECUTION}/emitting.py",
+        (("        if (left := _left(claim)) > 0:", "        if (left := _left(claim)) > 9_999:"),),
+        noticed_by=(EMITTING,),
+    ),
+    Mutation(
+        "emitted events of a thread that is held",
+        f"{EXECUTION}/emitting.py",
+        (("            self.want(claim, _HELD_SECONDS)\n", "            pass\n"),),
+        noticed_by=(EMITTING,),
     ),
     _index("dispatch_one_claimed_per_thread"),
     _index("dispatch_one_live_per_run"),

@@ -16,7 +16,7 @@ from mailbox_app.devtools.probes import ROOT, StackProcess
 from mailbox_app.devtools.processes import wait_until
 from tests.walkthrough.browser import Browser, chromium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.both, pytest.mark.timeout(300)]
 
 # Slow enough to see it grow.
 WORD_SECONDS = "0.25"
