@@ -148,7 +148,7 @@ class Viewer:
             if int(words[0]) % SAYS_EVERY == 0 and one.data["run_id"] == self._speaks[0]:
                 self._closed = int(words[0]) * PIECE_CHARACTERS
 
-    def _delta(self, *, run_id: str, attempt: int, offset: int, text: str) -> None:
+    def _delta(self, *, run_id: str, attempt: int, activation: str, offset: int, text: str) -> None:
         self.counts["deltas"] += 1
         if spoken(attempt, offset, len(text)) != text:
             self.faults.append(f"attempt {attempt} has not said {text!r} at {offset}")

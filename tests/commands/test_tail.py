@@ -58,6 +58,8 @@ class Tail:
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Who runs the tests in the background of a script has them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self._read: dict[str, list[bytes]] = {"out": [], "notes": []}
         out = self.process.stdout

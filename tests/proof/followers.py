@@ -250,10 +250,14 @@ class Follower:
         self.position = self.last = cursor
         self.told.append(cursor)
 
-    def _delta(self, *, run_id: uuid.UUID, attempt: int, offset: int, text: str) -> None:
+    def _delta(self, *, run_id: uuid.UUID, attempt: int, activation: str, offset: int, text: str) -> None:
         assert self.run_id in (None, run_id)
         end = offset + len(text)
-        found = [one for one in self.ledger.spoken if (one.run_id, one.attempt) == (run_id, attempt)]
+        found = [
+            one
+            for one in self.ledger.spoken
+            if (one.run_id, one.attempt, str(one.fence)) == (run_id, attempt, activation.partition(".")[0])
+        ]
         said = [one for one in found if one.text[offset:end] == text]
         assert said, f"nobody has said {text!r} at {offset}"
         [spoken] = said

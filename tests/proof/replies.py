@@ -258,7 +258,7 @@ class Talk(Dialogue):
             return
         run.losses += 1
         if run.losses >= MOST_LOST:
-            self.bury(run, "max_lost")
+            self.bury(run, "lost")
         else:
             run.activations[-1] = "queued"
 

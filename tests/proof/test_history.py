@@ -113,9 +113,11 @@ def test_what_workers_wrote_down_keeps_every_promise_though_one_was_killed(live:
                 wait_until(lambda before=before: told.count("returns") >= before + 20, SLACK_SECONDS)
                 worker.send(signal.SIGKILL)
                 worker.wait()
-            told.gate.touch()
-            # The same again, by its name.
-            with Worker(live, killed, slots=4):
+            # The same again, by its name; it has its share too, for the other has slots for all of these but one.
+            with Worker(live, killed, slots=4) as worker:
+                told.post(*({"thread_key": f"{key} again", "options": told.options(gate_at=1)} for key in gates))
+                wait_until(lambda: any(line["pid"] == worker.pid for line in told.gated()), SLACK_SECONDS)
+                told.gate.touch()
                 wait_until(lambda: told.open_count() == 0, 2 * RECOVERED_SECONDS)
     accepted = told.accepted()
     assert faults(accepted, told.lines) == []
