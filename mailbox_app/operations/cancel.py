@@ -7,8 +7,8 @@ from typing import Any
 
 from mailbox_app import hints
 from mailbox_app.errors import RunNotFound
-from mailbox_app.models import Dispatch, Message, Run, TerminationType, Thread
-from mailbox_app.operations import emit, ending, enqueue, freeze, inputs, joining, waits
+from mailbox_app.models import Dispatch, Kind, Message, Run, TerminationType, Thread
+from mailbox_app.operations import ending, enqueue, freeze, inputs, joining, waits
 from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
 
 RETRACT_REASON = "run_cancelled"
@@ -72,7 +72,7 @@ def fenced(thread: Thread, found: Run, *, reason: str, by: str | None = None) ->
         return Outcome.ALREADY_DONE
     claimed = Dispatch.objects.of_run(found.pk).claimed().first()
     if claimed is not None:
-        ending.ask(thread, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
+        ending.ask(thread, claimed, Kind.RUN_CANCEL_REQUESTED, reason=reason)
         return Outcome.REQUESTED
     _end(thread, found, reason, by=by)
     return Outcome.CANCELLED
@@ -90,7 +90,7 @@ def thread(*, scope: str, thread_id: uuid.UUID | str, reason: str = "") -> Clear
     with Thread.objects.fence(found_id, scope=scope) as fenced:
         claimed = Dispatch.objects.filter(thread=fenced).claimed().first()
         if claimed is not None:
-            ending.ask(fenced, claimed, emit.RUN_CANCEL_REQUESTED, reason=reason)
+            ending.ask(fenced, claimed, Kind.RUN_CANCEL_REQUESTED, reason=reason)
         rows = Run.objects.filter(thread=fenced).not_done().order_by("order", "id")
         ended = [run for run in rows if claimed is None or run.pk != claimed.run_id]
         unread = Message.objects.filter(thread=fenced, held=False).pending()

@@ -8,21 +8,6 @@ from mailbox_app.models import Dispatch, Event, Kind, Message, Outbox, Run, Thre
 from mailbox_app.states import RunStatus
 from mailbox_app.telemetry import observe_on_commit
 
-# What people did to a thread, a run or a dead letter: kinds as the others are.
-THREAD_UPDATED = Kind.THREAD_UPDATED
-THREAD_DELETED = Kind.THREAD_DELETED
-THREAD_PAUSED = Kind.THREAD_PAUSED
-THREAD_RESUMED = Kind.THREAD_RESUMED
-THREAD_INTERRUPTED = Kind.THREAD_INTERRUPTED
-RUN_CANCEL_REQUESTED = Kind.RUN_CANCEL_REQUESTED
-RUN_INTERRUPTED = Kind.RUN_INTERRUPTED
-MESSAGES_JOINED = Kind.MESSAGES_JOINED
-RUN_MADE_DUE = Kind.RUN_MADE_DUE
-MESSAGE_EDITED = Kind.MESSAGE_EDITED
-MESSAGES_REORDERED = Kind.MESSAGES_REORDERED
-DEAD_LETTER_REPLAYED = Kind.DEAD_LETTER_REPLAYED
-DEAD_LETTER_DISCARDED = Kind.DEAD_LETTER_DISCARDED
-
 _CLAIMED = (Kind.RUN_STARTED, Kind.RUN_RESUMED)
 # How a move ends an activation, in one word for metrics, traces and Flower; a reason is looked for before a kind.
 _OUTCOMES: dict[str, str] = {
@@ -159,7 +144,7 @@ def message_edited(thread: Thread, message: Message, *, changed: list[str]) -> E
     return thread.record(
         Event(
             run_id=message.run_id,
-            kind=MESSAGE_EDITED,
+            kind=Kind.MESSAGE_EDITED,
             visibility=message.visibility,
             payload={
                 "thread_id": str(thread.pk),

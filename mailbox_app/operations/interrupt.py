@@ -9,7 +9,7 @@ from django.db.models import Q
 
 from mailbox_app import hints
 from mailbox_app.errors import DeliveryBlockedByBarrier
-from mailbox_app.models import Boundary, Dispatch, Message, Run, TerminationType, Thread
+from mailbox_app.models import Boundary, Dispatch, Kind, Message, Run, TerminationType, Thread
 from mailbox_app.operations import cancel, emit, ending, enqueue, freeze, inputs
 from mailbox_app.states import SUPERSEDE, RunStatus
 
@@ -103,7 +103,7 @@ def stop(thread: Thread, *, reason: str, holds: bool = False) -> Stopped:
     if found.waits and found.open_run is not None:
         ending.drop(thread, found.open_run, None, by=SUPERSEDE, termination=_TERMINATION, reason=reason)
     if found.claimed is not None:
-        ending.ask(thread, found.claimed, emit.RUN_INTERRUPTED, reason=reason)
+        ending.ask(thread, found.claimed, Kind.RUN_INTERRUPTED, reason=reason)
     if holds and unread:
         for message, reader in unread:
             thread.change(message, held=True, run_id=reader.pk)
@@ -115,7 +115,7 @@ def stop(thread: Thread, *, reason: str, holds: bool = False) -> Stopped:
         "superseded_run_ids": [str(pk) for pk in met.superseded_run_ids],
         "held_message_ids": [str(pk) for pk in met.held_message_ids],
     }
-    emit.of_thread(thread, emit.THREAD_INTERRUPTED, epoch=thread.epoch, **facts)
+    emit.of_thread(thread, Kind.THREAD_INTERRUPTED, epoch=thread.epoch, **facts)
     return Stopped(met=met, unread=unread)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mailbox_app.conf import conf
 from mailbox_app.errors import SnapshotTooNew, SnapshotUnreadable
-from mailbox_app.models import Dispatch, Message, Run, Snapshot, Thread
+from mailbox_app.models import Dispatch, Kind, Message, Run, Snapshot, Thread
 from mailbox_app.operations import append, emit
 from mailbox_app.operations.enqueue import Queued, RunSpec
 from mailbox_app.operations.submission import Submission
@@ -47,7 +47,7 @@ def join(given: Submission, thread: Thread, spec: RunSpec) -> Queued | None:
     appended = append.pending(thread=thread, run=last.run, messages=given.messages)
     ids = [message.pk for message in appended]
     thread.change(last.run, activation=signed(last.run.activation, by=given.by, message_ids=ids))
-    emit.of_dispatch(thread, emit.MESSAGES_JOINED, last, message_ids=[str(pk) for pk in ids])
+    emit.of_dispatch(thread, Kind.MESSAGES_JOINED, last, message_ids=[str(pk) for pk in ids])
     return Queued(run=last.run, dispatch=last, message_ids=ids)
 
 

@@ -14,7 +14,7 @@ from django.db.models import Q
 
 from mailbox_app import hints
 from mailbox_app.errors import NotPaused
-from mailbox_app.models import BlockedReason, Dispatch, Pause, PauseKind, Thread
+from mailbox_app.models import BlockedReason, Dispatch, Kind, Pause, PauseKind, Thread
 from mailbox_app.operations import candidates, emit, gate, inputs
 from mailbox_app.telemetry import after_commit, observe
 
@@ -63,7 +63,7 @@ def pause(*, kind: str, name: str, note: str = "", by: str = "", scope: str | No
                     # How long no worker could run it counts anew from its resuming.
                     stamped = Dispatch.objects.filter(thread=thread, unrunnable_since__isnull=False).queued()
                     stamped.update(unrunnable_since=None)
-                    emit.of_thread(thread, emit.THREAD_PAUSED, by=by, note=note)
+                    emit.of_thread(thread, Kind.THREAD_PAUSED, by=by, note=note)
         else:
             # Who pauses holds the gate alone: nobody else inserts this row, and a locked one stays.
             gate.close()
@@ -90,7 +90,7 @@ def resume(*, kind: str, name: str, by: str = "", scope: str | None = None) -> P
             with Thread.objects.fence(_thread_id(name), scope=scope) as thread:
                 ended = _end(kind, name)
                 thread.blocked_reason = ""
-                emit.of_thread(thread, emit.THREAD_RESUMED, by=by)
+                emit.of_thread(thread, Kind.THREAD_RESUMED, by=by)
             hints.tell(thread)
         else:
             ended = _end(kind, name)

@@ -15,7 +15,7 @@ from django.db.models import Min
 from mailbox_app import hints
 from mailbox_app.conf import conf
 from mailbox_app.errors import InvalidInput
-from mailbox_app.models import Boundary, Dispatch, Message, Run, TerminationType, Thread
+from mailbox_app.models import Boundary, Dispatch, Kind, Message, Run, TerminationType, Thread
 from mailbox_app.operations import agents, emit, ending, enqueue, feed, freeze, inputs, waits, zone
 from mailbox_app.operations.enqueue import Queued
 from mailbox_app.states import RETRACT, WITHDRAW, RunStatus
@@ -193,7 +193,7 @@ def reorder(
             thread.pending_revision += 1
             emit.of_thread(
                 thread,
-                emit.MESSAGES_REORDERED,
+                Kind.MESSAGES_REORDERED,
                 message_ids=[str(pk) for pk in wanted],
                 run_ids=[str(pk) for pk in run_ids],
                 pending_revision=thread.pending_revision,

@@ -86,7 +86,7 @@ def one(*, dispatch_id: uuid.UUID, by: str, scope: str | None = None, fresh: boo
                     cursor.execute(_COPY_JOURNAL, {"from": dead.run_id, "to": again.pk, "turn": again.turn})
             dispatch = _dispatch(thread, dead, again)
             thread.latest_run_id = again.pk
-            emit.of_operator(thread, emit.DEAD_LETTER_REPLAYED, dead, by=by, fresh=fresh, replayed_as=str(again.pk))
+            emit.of_operator(thread, Kind.DEAD_LETTER_REPLAYED, dead, by=by, fresh=fresh, replayed_as=str(again.pk))
             emit.of_dispatch(
                 thread,
                 Kind.RUN_QUEUED,
@@ -124,7 +124,7 @@ def discard(*, dispatch_id: uuid.UUID, by: str, reason: str = "", scope: str | N
     thread_id = _find(dispatch_id, scope)
     with Thread.objects.fence(thread_id) as thread:
         dead = _resolve(dispatch_id, Resolution.DISCARDED)
-        emit.of_operator(thread, emit.DEAD_LETTER_DISCARDED, dead, by=by, reason=reason)
+        emit.of_operator(thread, Kind.DEAD_LETTER_DISCARDED, dead, by=by, reason=reason)
     hints.tell(thread)
 
 

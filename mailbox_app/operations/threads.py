@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 from mailbox_app import hints
 from mailbox_app.errors import ThreadBusy, ThreadHasChildren
-from mailbox_app.models import Dispatch, Pause, PauseKind, Resolution, Run, Thread
+from mailbox_app.models import Dispatch, Kind, Pause, PauseKind, Resolution, Run, Thread
 from mailbox_app.operations import emit, inputs
 
 DETACH, REJECT, CASCADE = CHILD_STRATEGIES = ("detach", "reject", "cascade")
@@ -44,7 +44,7 @@ def change(
         for name, value in changed.items():
             setattr(thread, name, value)
         if changed:
-            emit.of_thread(thread, emit.THREAD_UPDATED, title=thread.title, changed=sorted(changed))
+            emit.of_thread(thread, Kind.THREAD_UPDATED, title=thread.title, changed=sorted(changed))
     hints.tell(thread)
     return thread
 
@@ -78,7 +78,7 @@ def _delete(thread: Thread, child_strategy: str) -> None:
     )
     if thread.is_paused:
         Pause.objects.of(PauseKind.THREAD, str(thread.pk)).delete()
-    emit.of_thread(thread, emit.THREAD_DELETED, key=thread.key, child_strategy=child_strategy)
+    emit.of_thread(thread, Kind.THREAD_DELETED, key=thread.key, child_strategy=child_strategy)
     thread.deleted_at = thread.locked_at
 
 

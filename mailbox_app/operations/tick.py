@@ -108,6 +108,6 @@ def run_now(*, run_id: uuid.UUID, by: str = "", scope: str | None = None) -> Mad
         if changed:
             Dispatch.objects.filter(pk=dispatch.pk).update(available_at=thread.locked_at, updated_at=Now())
             emit.of_dispatch(thread, Kind.RUN_RESCHEDULED, dispatch, reason="run_now")
-            emit.of_operator(thread, emit.RUN_MADE_DUE, dispatch, by=by)
+            emit.of_operator(thread, Kind.RUN_MADE_DUE, dispatch, by=by)
     hints.tell(thread)
     return MadeDue(thread_id=thread.pk, run_id=run_id, dispatch_id=dispatch.pk, changed=changed)

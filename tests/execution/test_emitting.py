@@ -66,6 +66,14 @@ def paused(perform: Perform) -> Iterator[Callable[..., tuple[Pausing, Any]]]:
         running.result(30)
 
 
+def executing(agent: Callable[[Context], Any], register: Register, keeper: LeaseKeeper) -> tuple[Claim, Any]:
+    """Execute a run of this agent in a thread; returns its claim, which a test may hold against it, and its end."""
+    name = register(agent, name="held")
+    scene.post(agent=name)
+    claim = scene.taken(agents=(name,))
+    return claim, start(lambda: runner.run(claim, keeper=keeper, own_process=False))
+
+
 @pytest.mark.parametrize(
     ("verb", "kind"),
     [
@@ -216,10 +224,7 @@ def test_no_emit_waits_for_who_holds_the_thread_and_no_other_run_s_events_do(
         has_emitted.set()
         assert may_go.wait(30)
 
-    name = register(agent, name="held")
-    scene.post(agent=name)
-    claim = scene.taken(agents=(name,))
-    running = start(lambda: runner.run(claim, keeper=keeper, own_process=False))
+    claim, running = executing(agent, register, keeper)
     with transaction.atomic():
         Thread.objects.lock([claim.thread_id])
         held.set()
@@ -266,10 +271,7 @@ def test_the_recorder_does_not_come_sooner_because_a_verb_has_just_been_there(
         has_emitted.set()
         assert may_go.wait(30)
 
-    name = register(agent, name="held")
-    scene.post(agent=name)
-    claim = scene.taken(agents=(name,))
-    running = start(lambda: runner.run(claim, keeper=keeper, own_process=False))
+    claim, running = executing(agent, register, keeper)
     assert has_emitted.wait(30)
     paused("later")
     until(lambda: Event.objects.filter(kind="Seen").exists(), "an event of a run that came later")

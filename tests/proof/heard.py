@@ -5,16 +5,15 @@ from collections.abc import Collection
 from typing import Any
 
 from mailbox_app.doctor import examine, flags, walk
-from mailbox_app.models import Dispatch, Event, Message, Run, Thread, Ticket
+from mailbox_app.models import Dispatch, Event, Kind, Message, Run, Thread, Ticket
 from mailbox_app.models.event import TERMINAL_KINDS
-from mailbox_app.operations import emit
 from tests.proof.dialogue import Reader, Said
 from tests.proof.replies import Talk
 
 _LOOKS = " UNION ALL ".join(
     f"SELECT '{look.code}' AS code FROM ({look.sql}) AS look_{number}" for number, look in enumerate(examine.LOOKS)
 )
-_TOLD = ("MessageRetracted", "MessageRequeued", emit.MESSAGE_EDITED)
+_TOLD = ("MessageRetracted", "MessageRequeued", Kind.MESSAGE_EDITED)
 
 
 class Rows:
