@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 
 from mailbox_app.kinds import Kind
 from mailbox_app.models import Dispatch, Event, Message
@@ -196,9 +196,9 @@ def test_every_field_that_is_described_is_written_and_left_out_or_null_where_it_
     written: dict[tuple[str, str], set[str]] = {}
     for prepare in CASES:
         # Not `atomic`: an agent's verbs refuse to be called inside of one.
-        before = transaction.savepoint()
+        before = connection.savepoint()
         found = recorded(prepare())
-        transaction.savepoint_rollback(before)
+        connection.savepoint_rollback(before)
         for event in found:
             for field in DESCRIBED[Kind(event.kind)].fields:
                 if field.name not in event.payload:
