@@ -36,6 +36,7 @@ LAST_EVENT_ID = "Last-Event-ID"
 _RECONNECT_MS = (500, 2_000)
 # Frames are joined up to about so many bytes.
 _PIECE_BYTES = 65_536
+# Of the heartbeat's time, so that those who came together are not all told at the same instant.
 _BEAT = (0.8, 1.0)
 _HEARTBEAT = b": heartbeat\n\n"
 _AGAIN = b": that is all for now; connect again\n\n"
@@ -273,7 +274,6 @@ class _Client:
 
     async def _hears(self, closes_at: float) -> bool:
         """Wait for news; False after a while without."""
-        # Not all at the same instant, though they came together.
         seconds = min(conf.stream_heartbeat_seconds * random.uniform(*_BEAT), max(closes_at - time.monotonic(), 0))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

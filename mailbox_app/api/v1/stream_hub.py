@@ -63,7 +63,7 @@ class Hub:
     def join(self, client: Client, thread_id: uuid.UUID, *, head: int) -> Feed:
         """Give the client its thread's feed; `head`: a cursor up to which the thread's events are there."""
         if self.is_idle:
-            # Another one: the last may still be letting go of what it heard by.
+            # Another one: the last may still be letting go of what it heard by, or have runs it was not told to leave.
             self._ear = Ear(self)
             for work in (self._ear.run, self._read, self._tend):
                 self._start(_for_ever(work))
