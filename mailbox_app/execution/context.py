@@ -22,7 +22,7 @@ from mailbox_app.execution.spawning import Spawning
 from mailbox_app.models import Kind, Message, Visibility
 from mailbox_app.operations import checkpoint, deliver, inputs, waits
 from mailbox_app.operations.emitted import Emission
-from mailbox_app.operations.ownership import Claim
+from mailbox_app.operations.ownership import Claim, lost
 
 Result = TypeVar("Result")
 
@@ -140,7 +140,7 @@ class Context(Asking, Listening, Spawning):
 
         It waits for no database: what you emit is recorded with your next other verb, after `emit_seconds` at most
         (half a second), and with the end of this activation however it ends. With a lost lease it is lost, and the next
-        attempt emits it again.
+        attempt emits it again. Raises LeaseLost once the activation is over, as every verb does.
         """
         if self._emit(kind, payload, key=key, visibility=visibility):
             self._flush()
@@ -158,7 +158,8 @@ class Context(Asking, Listening, Spawning):
         if self._journal.known(entry) is not None:
             return False
         emitted, size = self._claim.emitted, len(json.dumps(body))
-        emitted.add(Emission(record=entry, payload=body, key=key, visibility=visibility, size=size))
+        if not emitted.add(Emission(record=entry, payload=body, key=key, visibility=visibility, size=size)):
+            raise lost(self._claim)
         if not emitted.is_full:
             emitting.soon(self._claim)
         return emitted.is_full

@@ -4,6 +4,7 @@ Mostly an agent's next verb takes it along. What waits longer is recorded here, 
 no more often than every `emit_seconds`; no agent waits for that.
 """
 
+import contextlib
 import contextvars
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, connections
 
 from mailbox_app.conf import conf
 from mailbox_app.execution.pool import Pool
@@ -35,6 +36,14 @@ def soon(claim: Claim) -> None:
         _recorder.want(claim, max(_SOON_SECONDS, _left(claim)))
 
 
+def rest() -> None:
+    """Have the recorder let go of the database, unless an agent still runs that has emitted something.
+
+    For who empties whole tables next, or drops the database, as the end of a test does.
+    """
+    _recorder.rest()
+
+
 def _left(claim: Claim) -> float:
     """Seconds until its run may be written for again."""
     return float(claim.emitted.written_at + conf.emit_seconds - time.monotonic())
@@ -47,7 +56,7 @@ class _Recorder:
         self._thread = Pool("mailbox-emitting", lambda: 1)
         self._changed = threading.Condition()
         self._wanted: dict[uuid.UUID, tuple[float, Claim]] = {}
-        self._is_running, self._looks_at = False, 0.0
+        self._is_running, self._is_recording, self._is_connected, self._looks_at = False, False, False, 0.0
 
     def want(self, claim: Claim, seconds: float) -> None:
         """Record what it has emitted after so long; a claim that waits already keeps its time."""
@@ -66,6 +75,18 @@ class _Recorder:
                 self._is_running = False
                 self._wanted.clear()
 
+    def rest(self) -> None:
+        """Wait while it records, and have its connection closed if nothing else is to be recorded."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_recording)
+            self._wanted = {token: want for token, want in self._wanted.items() if not want[1].emitted.is_empty}
+            self._changed.notify_all()
+            if self._wanted or not self._is_connected:
+                return
+            self._is_connected = False
+        with contextlib.suppress(TimeoutError):  # an agent that has just begun to emit keeps it
+            self._thread.submit(connections.close_all).result(timeout=1.0)
+
     def _run(self) -> None:
         while claims := self._due():
             try:
@@ -77,10 +98,14 @@ class _Recorder:
     def _due(self) -> list[Claim]:
         """Wait until some are due, and take them; none when none is wanted, and the thread has ended then."""
         with self._changed:
+            if self._is_recording:
+                self._is_recording = False
+                self._changed.notify_all()
             while self._wanted:
                 now = time.monotonic()
                 due = sorted((at, token) for token, (at, _) in self._wanted.items() if at <= now)
                 if due:
+                    self._is_recording = self._is_connected = True
                     return [self._wanted.pop(token)[1] for _, token in due[:_MOST_TOGETHER]]
                 self._looks_at = min(at for at, _ in self._wanted.values())
                 self._changed.wait(self._looks_at - now)

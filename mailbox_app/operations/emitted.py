@@ -38,22 +38,25 @@ class Emitted:
     def __init__(self) -> None:
         self._changing = threading.Lock()
         self._waiting: dict[Record, Emission] = {}
-        self._bytes = 0
+        self._bytes, self._is_over = 0, False
         # What a transaction was to write whose end nobody has told: it may have won.
         self._doubtful: set[Record] = set()
         # When that was tried last (monotonic).
         self.written_at = -math.inf
 
-    def add(self, emission: Emission) -> None:
-        """Keep one more."""
+    def add(self, emission: Emission) -> bool:
+        """Keep one more; False, and it is not kept, when the activation is over."""
         with self._changing:
+            if self._is_over:
+                return False
             self._waiting[emission.record] = emission
             self._bytes += emission.size
+            return True
 
     def close(self) -> None:
         """The activation is over: what was not written never will be."""
         with self._changing:
-            self._waiting, self._bytes = {}, 0
+            self._waiting, self._bytes, self._is_over = {}, 0, True
 
     @property
     def is_empty(self) -> bool:

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from mailbox_app import catalogue, channel
 from mailbox_app.errors import LeaseLost
-from mailbox_app.execution import runner
+from mailbox_app.execution import emitting, runner
 from mailbox_app.execution.lease import LeaseKeeper
 from mailbox_app.models import Dispatch, Thread
 from mailbox_app.operations import children, claim, deliver, limits, permits, tick
@@ -73,6 +73,7 @@ def run_until_idle(
                 or tick.promote()
             ):
                 break
+    emitting.rest()
     if _due(None if agents is None else names):
         raise StillBusy(_told("due work is left that cannot be run here", names))
     return ran

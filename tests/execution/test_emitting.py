@@ -394,7 +394,10 @@ def test_a_thread_that_a_turn_has_left_behind_emits_nothing_in_the_next(perform:
         left.append(ctx)
         if ctx.turn == 1:
             submit.messages(scope=scene.SCOPE, thread_id=ctx.thread_id, messages=["more"], boundary="on_natural_end")
-        left[0].emit("Seen", ctx.turn)
+            ctx.emit("Seen", 1)
+            return
+        with pytest.raises(LeaseLost):
+            left[0].emit("Seen", 2)
 
     assert seen(perform(agent)) == [1]
 

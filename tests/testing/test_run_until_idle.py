@@ -15,11 +15,12 @@ from mailbox_app import catalogue, testing
 from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, Transient
 from mailbox_app.execution import Context
-from mailbox_app.models import Run
+from mailbox_app.models import Event, Run
 from mailbox_app.operations import limits, resume, submit
 from mailbox_app.testing import Mailbox, executing
 from tests import given
 from tests.operations import scene
+from tests.races.actors import until
 
 Registered = Callable[..., str]
 
@@ -292,6 +293,32 @@ def test_a_time_limit_ends_a_run_where_transactions_are_real(mailbox: Mailbox, r
     run = mailbox.submit("go", agent="probe")
     mailbox.run_until_idle()
     testing.assert_dead_letter(run, code="timed_out")
+
+
+def _sessions() -> set[int]:
+    """The server processes that serve this database."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+        return {pid for (pid,) in cursor.fetchall()}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_recorded_a_running_agent_s_events_lets_go_of_the_database(
+    mailbox: Mailbox, registered_agent: Registered
+) -> None:
+    """A test runner drops it next, or empties its tables."""
+
+    def silent(ctx: Context) -> int:
+        ctx.emit("Seen")
+        until(Event.objects.filter(run_id=ctx.run_id, kind="Seen").exists, "the event")
+        return len(_sessions() - before)
+
+    registered_agent(silent, max_attempts=1)
+    run = mailbox.submit("go", agent="probe")
+    before = _sessions()
+    mailbox.run_until_idle()
+    testing.assert_run_finished(run, output=1)
+    until(lambda: _sessions() <= before, "the recorder's end", seconds=2.0)
 
 
 class InsideATestCase(TestCase):
