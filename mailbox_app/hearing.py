@@ -83,15 +83,18 @@ class Ear:
             if self._subscription is not None:
                 await self._subscription.unsubscribe(topic)
 
-    async def text_of(self, run_id: uuid.UUID, fence: int) -> list[dict[str, Any]]:
-        """The pieces that are kept of an activation's live text; [] if there are none, or Redis is away."""
+    async def text_of(self, run_id: uuid.UUID, fence: int) -> list[dict[str, Any]] | None:
+        """The pieces that are kept of an activation's live text; None when Redis did not answer, and may again.
+
+        [] without a subscription: `joined` tells when there is one.
+        """
         if self._client is None:
             return []
         key = channel.PREFIX + saying.KEPT.format(run_id=run_id, fence=fence)
         try:
             found = await self._client.lrange(key, 0, -1)
         except (redis.RedisError, OSError, TimeoutError):
-            return []
+            return None
         return [piece for piece in map(_read, found) if isinstance(piece, dict)]
 
     async def _listen(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.test import Client
@@ -16,6 +17,7 @@ from mailbox_app.execution.live import LiveText
 from mailbox_app.models import Run
 from mailbox_app.operations import cancel, checkpoint, recover, settle, threads
 from mailbox_app.operations.ownership import Claim
+from mailbox_app.watching import text as watching
 from tests import make
 from tests.operations import asking, scene
 from tests.races.actors import start, until
@@ -269,6 +271,28 @@ def test_a_durable_message_closes_what_was_said_live(opened: Open) -> None:
     late = opened(f"/threads/{taken.thread_id}/events/stream")
     late.until_named("delta", offset=4, text="Two.")
     assert [one.data["text"] for one in late.heard if one.name == "delta"] == ["Two."]
+
+
+def test_live_text_that_redis_did_not_give_when_it_was_asked_for_is_asked_for_again(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent says it once, and nothing more for long."""
+    refused: list[Any] = []
+    lrange = redis.asyncio.Redis.lrange
+
+    async def at_last(client: Any, *given: Any) -> Any:
+        if len(refused) < 2:
+            refused.append(given)
+            raise redis.TimeoutError
+        return await lrange(client, *given)
+
+    taken = scene.posted_and_taken()
+    live = LiveText(taken)
+    live.delta("Let me see.")
+    until(lambda: watching.kept(taken.run_id, taken.fence), "it is kept")
+    monkeypatch.setattr(redis.asyncio.Redis, "lrange", at_last)
+    opened(f"/threads/{taken.thread_id}/events/stream").until_named("delta", offset=0, text="Let me see.")
+    assert len(refused) == 2
 
 
 def test_a_deleted_thread_ends_its_streams(opened: Open) -> None:

@@ -181,7 +181,11 @@ class Hub:
             self._start(self._fetch(feed, now, feed.fence))
 
     async def _fetch(self, feed: Feed, run_id: uuid.UUID, fence: int, piece: dict[str, Any] | None = None) -> None:
-        for number, kept in enumerate(await self._ear.text_of(run_id, fence)):
+        found = await self._ear.text_of(run_id, fence)
+        while found is None and piece is None and self._of_run.get(run_id) is feed:  # it may say nothing more for long
+            await asyncio.sleep(_RETRY_SECONDS)
+            found = await self._ear.text_of(run_id, fence)
+        for number, kept in enumerate(found or ()):
             feed.hear(run_id, kept, anyhow=number == 0)
         if piece is not None:
             feed.hear(run_id, piece, anyhow=True)
