@@ -7,6 +7,7 @@ nothing more for long. All of it may be lost: events are rows, and live text is 
 """
 
 import json
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from mailbox_app import channel
 from mailbox_app.conf import conf
+from mailbox_app.telemetry import observe
 
 # The topic of notices: {thread id: its last cursor}.
 EVENTS = "events"
@@ -41,17 +43,25 @@ _KEPT_SECONDS = 300
 # The last event this process has recorded on a thread, for what is said after it; of as many threads as there may be
 # notices, then from the start: text whose place among the events is not known is shown as it comes.
 _latest: dict[str, int] = {}
+_noting = threading.Lock()
 
 
 def recorded(cursors: Mapping[uuid.UUID, int]) -> None:
     """Tell that these threads have events up to these cursors."""
     if conf.redis_url:
-        if len(_latest) > _MOST_NOTICES:
-            _latest.clear()
-        for thread_id, cursor in cursors.items():
-            _latest[str(thread_id)] = max(cursor, _latest.get(str(thread_id), 0))
+        with _noting:
+            if len(_latest) > _MOST_NOTICES:
+                _latest.clear()
+            for thread_id, cursor in cursors.items():
+                _latest[str(thread_id)] = max(cursor, _latest.get(str(thread_id), 0))
     if _is_said():
         _mouth_of_process().notice(cursors)
+
+
+def doubt(thread_id: uuid.UUID) -> None:
+    """A transaction on the thread may have won though its answer was lost: which event is its last is not known."""
+    with _noting:
+        _latest.pop(str(thread_id), None)
 
 
 class Speech:
@@ -134,7 +144,8 @@ class Speech:
             self._kept.append(piece)
             self._kept_to = self._end
             said = kept = self._encoded(offset, piece)
-            is_anew = self._entries is None or self._entries >= conf.stream_buffer_entries
+            is_full = (self._entries or 0) >= conf.stream_buffer_entries or sum(map(len, self._kept)) > 2 * MOST_TEXT
+            is_anew = self._entries is None or is_full
             if is_anew:
                 self._kept = ["".join(self._kept)[-MOST_TEXT:]]
                 kept = self._encoded(self._end - len(self._kept[0]), self._kept[0])
@@ -218,7 +229,11 @@ class _Mouth:
         while True:
             self._has_news.wait(_AGAIN_SECONDS if self._is_owing else None)
             self._has_news.clear()
-            is_heard = self._send()
+            is_heard = False
+            try:
+                is_heard = self._send()
+            except Exception as error:  # it would end the live text and the notices of this process for good
+                observe("saying.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
             time.sleep(_REST_SECONDS if is_heard else _UNHEARD_REST_SECONDS)
 
     def _send(self) -> bool:
@@ -243,7 +258,7 @@ class _Mouth:
 
     def _owe(self, cursors: Mapping[str, int], speeches: Iterable[Speech]) -> bool:
         """Keep it for the next time; what is over is forgotten by Redis without us."""
-        if not _is_said():
+        if not conf.redis_url:
             return False
         with self._lock:
             self._note(cursors)
@@ -268,10 +283,10 @@ def _mouth_of_process() -> _Mouth:
     return mouth
 
 
-def _forget_starting() -> None:
-    global _starting
-    _starting = threading.Lock()
+def _begin_anew() -> None:
+    global _starting, _noting
+    _starting, _noting = threading.Lock(), threading.Lock()
 
 
-# A fork while another thread starts one would leave the child a lock nobody gives back.
-os.register_at_fork(after_in_child=_forget_starting)
+# A fork while another thread holds one would leave the child a lock nobody gives back.
+os.register_at_fork(after_in_child=_begin_anew)

@@ -12,10 +12,11 @@ from django.db import connection, transaction
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailbox_app import metrics
+from mailbox_app import channel, metrics
 from mailbox_app.execution.live import LiveText
-from mailbox_app.models import Run
+from mailbox_app.models import Run, Thread
 from mailbox_app.operations import cancel, checkpoint, recover, settle, threads
+from mailbox_app.operations import emit as events
 from mailbox_app.operations.ownership import Claim
 from mailbox_app.watching import text as watching
 from tests import make
@@ -303,6 +304,21 @@ def test_a_deleted_thread_ends_its_streams(opened: Open) -> None:
     threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
     assert client.to_the_end()[-1] == Heard("end", {"thread_id": str(taken.thread_id), "status": "deleted"})
     assert opened(f"/threads/{taken.thread_id}/events/stream").status == 410
+
+
+def test_who_is_far_behind_a_thread_that_is_deleted_is_told_all_of_it_first(opened: Open, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_poll_seconds": 1.0}
+    taken = scene.posted_and_taken()
+    client = opened(f"/threads/{taken.thread_id}/events/stream")
+    client.until_named("RunStarted")
+    with channel.silenced():
+        with Thread.objects.fence(taken.thread_id) as thread:
+            for number in range(250):
+                events.of_run(thread, "Told", scene.run(taken), number=number)
+        settle.complete(taken, output="done")
+        threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
+    client.until_named("end", thread_id=str(taken.thread_id), status="deleted")
+    assert [one.name for one in client.heard][-3:] == ["RunFinished", "ThreadDeleted", "end"]
 
 
 def test_a_silent_stream_sends_comments_and_has_its_client_come_back_after_a_while(opened: Open, settings: Any) -> None:

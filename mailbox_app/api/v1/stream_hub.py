@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from django.db import DatabaseError, InterfaceError
 
 from mailbox_app.api.v1 import stream_cut, stream_rights, stream_rows
-from mailbox_app.api.v1.stream_feed import Client, Feed
+from mailbox_app.api.v1.stream_feed import Client, Feed, said_after
 from mailbox_app.api.v1.stream_rows import Found
 from mailbox_app.api.v1.stream_text import Came
 from mailbox_app.conf import conf
@@ -164,32 +164,47 @@ class Hub:
             feed.take(found)
             if found.has_more:
                 self._want(feed)
-            await self._tune(feed, before, fence)
         feed.wake()
+        if found is not None:
+            await self._tune(feed, before, fence)
 
     async def _tune(self, feed: Feed, before: uuid.UUID | None, fence: int) -> None:
         """Hear the run that is open now, and no other."""
         now = feed.open_run_id
         if before != now:
+            # Noted before anything is waited for: the feed's last client may leave meanwhile.
             if before is not None:
                 self._of_run.pop(before, None)
-                await self._ear.leave(before)
             if now is not None:
                 self._of_run[now] = feed
+            if before is not None:
+                await self._ear.leave(before)
+            if now is not None and self._of_run.get(now) is feed:
                 await self._ear.follow(now)
         elif now is not None and fence != feed.fence:
             self._start(self._fetch(feed, now, feed.fence))
 
     async def _fetch(self, feed: Feed, run_id: uuid.UUID, fence: int, piece: dict[str, Any] | None = None) -> None:
         found = await self._ear.text_of(run_id, fence)
-        while found is None and piece is None and self._of_run.get(run_id) is feed:  # it may say nothing more for long
+        while found is None and self._of_run.get(run_id) is feed:  # its agent may say nothing more for long
             await asyncio.sleep(_RETRY_SECONDS)
             found = await self._ear.text_of(run_id, fence)
+        await self._learn(feed, run_id, [*(found or ()), *([] if piece is None else [piece])])
         for number, kept in enumerate(found or ()):
             feed.hear(run_id, kept, anyhow=number == 0)
         if piece is not None:
             feed.hear(run_id, piece, anyhow=True)
         feed.wake()
+
+    async def _learn(self, feed: Feed, run_id: uuid.UUID, pieces: Sequence[dict[str, Any]]) -> None:
+        """Read what the run has recorded between this text and where the feed begins: a message there holds it."""
+        after = max(map(said_after, pieces), default=0)
+        while 0 < after < feed.began and self._of_run.get(run_id) is feed:
+            try:
+                feed.close(await self._ask(partial(stream_rows.closing, run_id, after, feed.began)))
+                return
+            except (DatabaseError, InterfaceError):
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _tend(self) -> None:
         looked_at = judged_at = time.monotonic()
