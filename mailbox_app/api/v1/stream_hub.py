@@ -52,6 +52,7 @@ class Hub:
         self._has_work = asyncio.Event()
         self._pages: dict[tuple[Any, ...], asyncio.Task[Found | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._under_way: set[str] = set()
         # Events sent, and questions to the database, since they were counted last.
         self.sent = self._asked = 0
 
@@ -218,10 +219,10 @@ class Hub:
             self._cut([client for client in self._clients() if client.is_stuck(now)])
             if now - judged_at >= conf.stream_rights_seconds:
                 judged_at = now
-                await self._judge()
+                self._unless_under_way(self._judge)
             if now - looked_at >= (conf.stream_poll_seconds if self._ear.is_up else conf.wait_poll_seconds):
                 looked_at = now
-                await self._look()
+                self._unless_under_way(self._look)
 
     def _clients(self) -> list[Client]:
         return [client for feed in self._feeds.values() for client in feed.clients]
@@ -260,6 +261,12 @@ class Hub:
             return  # whoever reads tells of it
         self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))
 
+    def _unless_under_way(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do it beside the rest, which a database that does not answer must not hold up."""
+        if work.__name__ not in self._under_way:
+            self._under_way.add(work.__name__)
+            self._start(_told_of(work)).add_done_callback(lambda _: self._under_way.discard(work.__name__))
+
     def _start(self, work: Coroutine[Any, Any, ValueT]) -> "asyncio.Task[ValueT]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -279,13 +286,17 @@ def hub() -> Hub:
 
 
 async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Nothing that one feed brings up may end the streams of all."""
     while True:
-        try:
-            await work()
-        except Exception as error:
-            observe("stream.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
-            await asyncio.sleep(_RETRY_SECONDS)
+        await _told_of(work)
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _told_of(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Nothing that one feed brings up may end the streams of all."""
+    try:
+        await work()
+    except Exception as error:
+        observe("stream.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
 
 
 async def _in_thread(read: Callable[[], ValueT]) -> ValueT:
