@@ -1,14 +1,11 @@
 """`AsyncContext`: what an `async def` agent may do; the verbs of `Context`, each with an `a` in front."""
 
 import asyncio
-import contextlib
 import inspect
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from mailbox_app.errors import Stop
 from mailbox_app.execution import caller, loop
 from mailbox_app.execution.asking import LOOK_SECONDS, Answer, LiveWait
 from mailbox_app.execution.context import Context
@@ -36,10 +33,6 @@ class AsyncContext:
     def __init__(self, context: Context) -> None:
         """In the agent's own task."""
         self._context = context
-        self._loop = asyncio.get_running_loop()
-        # A step's function may add to it from its thread.
-        self._unsent: deque[str] = deque()
-        self._sending: asyncio.Task[None] | None = None
         context.belongs_to(asyncio.current_task())
 
     @property
@@ -81,36 +74,12 @@ class AsyncContext:
             await loop.on(loop.verbs, self._context._flush)
 
     def delta(self, text: str) -> None:
-        """Show a piece of text to whoever watches the run now; sent soon, in order, while the agent goes on."""
-        if self._context.stop is not None:
-            raise self._context.stop
-        self._unsent.append(text)
-        self._loop.call_soon_threadsafe(self._send)
+        """`Context.delta`: it waits for nothing."""
+        self._context.delta(text)
 
     async def adelta(self, text: str) -> None:
-        """`delta`, and wait until it was sent."""
-        self.delta(text)
-        await self.sent()
-
-    async def sent(self) -> None:
-        """Wait until every delta was sent."""
-        while self._unsent or self._sending is not None:
-            self._send()
-            if self._sending is not None:
-                await asyncio.wait([self._sending])
-
-    def _send(self) -> None:
-        if self._sending is None and self._unsent:
-            self._sending = asyncio.ensure_future(self._send_all())
-
-    async def _send_all(self) -> None:
-        try:
-            while self._unsent:
-                text = "".join(self._unsent.popleft() for _ in range(len(self._unsent)))
-                with contextlib.suppress(Stop):  # the agent will hear of it from its next verb
-                    await loop.on(loop.verbs, partial(self._context.delta, text))
-        finally:
-            self._sending = None
+        """`delta`."""
+        self._context.delta(text)
 
     async def await_for_decision(self, name: str, *, seconds: float | None = None, **question: Any) -> Answer:
         """`Context.wait_for_decision`: other agents of the process go on meanwhile."""

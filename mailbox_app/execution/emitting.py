@@ -90,11 +90,18 @@ class _Recorder:
 
     def _run(self) -> None:
         while claims := self._due():
-            try:
-                self._record([claim for claim in claims if self._is_ripe(claim)])
-            except Exception as error:  # the next verb of each meets it too, and tells the agent
+            self._record_or_tell([claim for claim in claims if self._is_ripe(claim)])
+
+    def _record_or_tell(self, claims: Sequence[Claim]) -> None:
+        try:
+            self._record(claims)
+        except Exception as error:
+            connection.close()
+            if len(claims) > 1:  # nothing of any was recorded, and one of them may be why
+                for claim in claims:
+                    self._record_or_tell([claim])
+            else:  # its next verb meets it too, and tells the agent
                 observe("emit.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
-                connection.close()
 
     def _due(self) -> list[Claim]:
         """Wait until some are due, and take them; none when none is wanted, and the thread has ended then."""

@@ -133,7 +133,6 @@ async def _call(activation: Activation) -> Outcome:
     try:
         async with nothing_left_behind():
             output = await activation.spec.function(context)
-            await context.sent()
         return _finished(output, activation)
     except BaseException as error:  # asyncio would let SystemExit end the loop, and with it everybody's run
         return _failed(error, activation)

@@ -14,6 +14,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection
 
 from mailbox_app import catalogue, saying
+from mailbox_app.conf import conf
 from mailbox_app.errors import LeaseLost, Permanent, Transient
 from mailbox_app.execution import AsyncContext, Context, loop, runner
 from mailbox_app.execution.lease import LeaseKeeper
@@ -388,27 +389,56 @@ def test_an_async_run_past_its_limit_is_settled_and_cancelled(perform: Perform) 
     assert scene.log(claim) == [(1, "user", "hello there")]
 
 
-def test_deltas_are_sent_in_order_and_before_the_end(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[int, str]] = []
-    say = saying.Speech.say
+def test_deltas_are_said_in_order_and_before_the_message_that_holds_them(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of the verbs' threads are free."""
+    said: list[str] = []
+    say, close = saying.Speech.say, saying.Speech.close
 
-    def slowly(speech: saying.Speech, text: str) -> int:
-        time.sleep(0.01)
-        shown.append((say(speech, text), text))
-        return shown[-1][0]
+    def noted(speech: saying.Speech, text: str) -> int:
+        said.append(text)
+        return say(speech, text)
 
-    monkeypatch.setattr(saying.Speech, "say", slowly)
+    def closed(speech: saying.Speech) -> None:
+        said.append("closed")
+        close(speech)
+
+    monkeypatch.setattr(saying.Speech, "say", noted)
+    monkeypatch.setattr(saying.Speech, "close", closed)
+    may_go = threading.Event()
 
     async def agent(ctx: AsyncContext) -> None:
-        for number in range(100):
-            ctx.delta(f"{number} ")
-            if number % 10 == 0:
-                await asyncio.sleep(0.005)
+        for number in range(20):
+            ctx.delta(f"{number}")
+            await ctx.adelta("!")
+            await ctx.astep("from a thread", ctx.delta, "?")
+            await ctx.asay(f"{number}!?")
+        ctx.delta("at last")
+
+    others = [loop.verbs.submit(lambda: may_go.wait(30)) for _ in range(conf.async_verb_threads - 1)]
+    try:
+        claim = perform(agent)
+    finally:
+        may_go.set()
+    assert all(other.result(30) for other in others)
+    assert scene.run(claim).status == "done", scene.dispatch(claim).last_error
+    assert said == [*(text for n in range(20) for text in (f"{n}", "!", "?", "closed")), "at last"]
+
+
+def test_a_delta_of_an_agent_that_was_stopped_raises_why(perform: Perform) -> None:
+    raised: list[str] = []
+
+    async def agent(ctx: AsyncContext) -> None:
+        ctx._context.stop_with(LeaseLost("gone"))
+        with pytest.raises(LeaseLost):
+            ctx.delta("unheard")
+        with pytest.raises(LeaseLost):
+            await ctx.adelta("unheard")
+        raised.append("both")
 
     perform(agent)
-    assert "".join(text for _, text in shown) == "".join(f"{number} " for number in range(100))
-    assert [offset for offset, _ in shown] == [sum(len(t) for _, t in shown[:n]) for n in range(len(shown))]
-    assert len(shown) < 50, "what came while one was being sent went together"
+    assert raised == ["both"]
 
 
 def test_a_hundred_async_runs_wait_at_once_with_eight_threads_for_their_verbs(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 
+from mailbox_app import telemetry
 from mailbox_app.errors import InvalidInput, LeaseLost
 from mailbox_app.execution import AsyncContext, Context, emitting, runner
 from mailbox_app.execution.lease import LeaseKeeper
@@ -448,3 +449,50 @@ def test_what_is_refused_is_refused_at_once_and_takes_nothing_else_along(perform
         ctx.emit("Seen", 2)
 
     assert seen(perform(agent)) == [1, 2]
+
+
+def test_a_run_whose_events_cannot_be_recorded_holds_up_no_other_s(
+    register: Register, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch, refused: list[str]
+) -> None:
+    together, tried, flush = threading.Barrier(3), [], checkpoint.flush_some
+
+    def noted(claims: Any) -> Any:
+        tried.append(len(claims))
+        return flush(claims)
+
+    def agent(ctx: Context) -> None:
+        ctx.step("wait", lambda: together.wait(30) and None)
+        ctx.emit("Refused" if ctx.messages[0].text == "refused" else "Seen", 1)
+        until(lambda: Event.objects.filter(kind="Seen").count() == 2, "the other runs' events")
+        until(lambda: refused, "what is told of the one that failed")
+
+    monkeypatch.setattr(emitting, "_SOON_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoint, "flush_some", noted)
+    name = register(agent, name="held")
+    for text in ("seen", "refused", "seen"):
+        scene.post(text, agent=name)
+    claims = [scene.taken(agents=(name,)) for _ in range(3)]
+    running = [start(lambda claim=claim: runner.run(claim, keeper=keeper, own_process=False)) for claim in claims]
+    met = [error for one in running if (error := one.exception(30)) is not None]
+    assert [type(error) for error in met] == [IntegrityError], "its own end met it too"
+    assert tried[0] > 1, "they came together"
+    assert refused == ["IntegrityError"]
+
+
+@pytest.fixture
+def refused() -> Iterator[list[str]]:
+    """Events of the kind Refused are not accepted; returns the errors the recorder tells."""
+    told: list[str] = []
+
+    def hear(name: str, fields: dict[str, Any], **_: Any) -> None:
+        if name == "emit.failed":
+            told.append(fields["error"])
+
+    table, rule = "ALTER TABLE mailbox_event", "CONSTRAINT refused"
+    with connection.cursor() as cursor:
+        cursor.execute(f"{table} ADD {rule} CHECK (kind <> 'Refused')")
+    telemetry.observed.connect(hear, weak=False)
+    yield told
+    telemetry.observed.disconnect(hear)
+    with connection.cursor() as cursor:
+        cursor.execute(f"{table} DROP {rule}")

@@ -409,8 +409,8 @@ MUTATIONS = (
     ),
     Mutation(
         "whose thread it is",
-        "mailbox_app/api/v1/threads.py",
-        (("Thread.objects.in_scope(scope).filter(pk=thread_id)", "Thread.objects.filter(pk=thread_id)"),),
+        "mailbox_app/api/v1/finding.py",
+        ((" AND thread.scope = %(scope)s", ""),),
         noticed_by=("tests/api/test_scopes.py", "tests/api/test_authentication.py"),
     ),
     Mutation(

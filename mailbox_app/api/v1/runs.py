@@ -11,7 +11,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import flow, idempotency, requests, serializers, stream, threads
+from mailbox_app.api.v1 import finding, flow, idempotency, requests, serializers, stream, threads
 from mailbox_app.api.v1.base import MailboxView, body_of, optional_body_of, path_id
 from mailbox_app.api.v1.fields import instant
 from mailbox_app.api.v1.pagination import (
@@ -301,7 +301,7 @@ def _streamed(request: Request, answer: HttpResponseBase, scope: str, cursor: in
 def find(scope: str, given: str) -> Run:
     """The run of this id, with its thread. Raises RunNotFound (also for another scope's run) and Gone."""
     run_id = path_id("run_id", given)
-    run = Run.objects.in_scope(scope).select_related("thread").filter(pk=run_id).first()
+    run = finding.run_of(scope, run_id)
     if run is None:
         raise RunNotFound(f"run not found: {run_id}", run_id=run_id)
     if run.thread.deleted_at is not None:

@@ -19,7 +19,7 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from mailbox_app.api.v1 import stream_cut, stream_rights, stream_rows
+from mailbox_app.api.v1 import finding, stream_cut, stream_rights, stream_rows
 from mailbox_app.api.v1.pagination import number_of
 from mailbox_app.api.v1.stream_feed import Feed
 from mailbox_app.api.v1.stream_hub import Hub, hub
@@ -130,7 +130,7 @@ class _Client:
         self._is_done = run is not None and run.status == RunStatus.DONE
         self._opening = b"retry: %d\n\n" % random.randint(*_RECONNECT_MS)
         if run is not None:
-            self._opening += frame(METADATA, {"run_id": str(run.pk), "attempt": _attempt_of(run)})
+            self._opening += frame(METADATA, {"run_id": str(run.pk), "attempt": finding.attempt_of(run.pk)})
         # How far the live text was sent, and of which activation.
         self._activation, self._said = "", 0
         self._task: asyncio.Task[Any] | None = None
@@ -288,12 +288,6 @@ def _refuse_pruned(cursor: int, pruned: int, thread_id: uuid.UUID) -> None:
             thread_id=thread_id,
             oldest_cursor=pruned,
         )
-
-
-def _attempt_of(run: Run) -> int:
-    """The attempt that is being made, or was the last."""
-    dispatch = run.dispatches.order_by("-created_at", "-id").first()
-    return 1 if dispatch is None else 1 + dispatch.attempt_count + dispatch.lost_count
 
 
 def _joined(frames: list[bytes]) -> list[bytes]:

@@ -7,7 +7,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mailbox_app.api.v1 import flow, idempotency, requests, serializers
+from mailbox_app.api.v1 import finding, flow, idempotency, requests, serializers
 from mailbox_app.api.v1.base import MailboxView, body_of, path_id
 from mailbox_app.api.v1.pagination import Newest, id_of, limit_of, parameters
 from mailbox_app.api.v1.schema import CURSOR, IDEMPOTENCY_KEY, LIMIT, LOCATION, REPLAYED, THREAD_ID, operation
@@ -129,7 +129,7 @@ class ThreadView(MailboxView):
 def find(scope: str, given: str) -> Thread:
     """The thread of this id. Raises ThreadNotFound (also for another scope's thread) and Gone."""
     thread_id = path_id("thread_id", given)
-    thread = Thread.objects.in_scope(scope).filter(pk=thread_id).first()
+    thread = finding.thread_of(scope, thread_id)
     if thread is None:
         raise ThreadNotFound(f"thread not found: {thread_id}", thread_id=thread_id)
     if thread.deleted_at is not None:
