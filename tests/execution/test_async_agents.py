@@ -410,10 +410,10 @@ def test_deltas_are_said_in_order_and_before_the_message_that_holds_them(
 
     async def agent(ctx: AsyncContext) -> None:
         for number in range(20):
-            ctx.delta(f"{number}")
             await ctx.adelta("!")
             await ctx.astep("from a thread", ctx.delta, "?")
-            await ctx.asay(f"{number}!?")
+            ctx.delta(f"{number}")
+            await ctx.asay(f"!?{number}")
         ctx.delta("at last")
 
     others = [loop.verbs.submit(lambda: may_go.wait(30)) for _ in range(conf.async_verb_threads - 1)]
@@ -423,7 +423,7 @@ def test_deltas_are_said_in_order_and_before_the_message_that_holds_them(
         may_go.set()
     assert all(other.result(30) for other in others)
     assert scene.run(claim).status == "done", scene.dispatch(claim).last_error
-    assert said == [*(text for n in range(20) for text in (f"{n}", "!", "?", "closed")), "at last"]
+    assert said == [*(text for n in range(20) for text in ("!", "?", f"{n}", "closed")), "at last"]
 
 
 def test_a_delta_of_an_agent_that_was_stopped_raises_why(perform: Perform) -> None:
