@@ -105,6 +105,11 @@ def _client() -> "redis.Redis | None":
     return _clients[key]
 
 
+def is_left_alone() -> bool:
+    """Whether Redis has just failed, and is asked nothing for a while."""
+    return breaker_of(conf.redis_url).is_open()
+
+
 def raise_flag(queue: str) -> bool:
     """Say that a signal for the queue is about to be sent. False: one is on its way already, send none.
 

@@ -23,6 +23,8 @@ from mailbox_app.telemetry import observe
 # A listener asks so often whether its silent peer is there, and does without an answer for twice as long.
 _PING_SECONDS = 10.0
 _LEAST_RETRY_SECONDS = 0.1
+# Connections for texts that are asked for.
+_MOST_ASKED = 8
 
 
 class Listener(Protocol):
@@ -50,6 +52,8 @@ class Ear:
         self._runs: dict[str, uuid.UUID] = {}
         self._client: Any = None
         self._subscription: Any = None
+        # When Redis is back, all runs' texts are asked for at once.
+        self._few = asyncio.Semaphore(_MOST_ASKED)
         self.is_up = False
 
     async def run(self) -> None:
@@ -71,7 +75,9 @@ class Ear:
         """Hear the run's live text; `joined` tells when that begins."""
         topic = channel.PREFIX + saying.TEXT.format(run_id=run_id)
         self._runs[topic] = run_id
-        with contextlib.suppress(redis.RedisError, OSError, TimeoutError):  # `run` finds it out
+        # The reader may be connecting it anew just now, and the client library does not lock it: anything may come of
+        # that. What was not subscribed then is with the next ping.
+        with contextlib.suppress(Exception):
             if self._subscription is not None:
                 await self._subscription.subscribe(topic)
 
@@ -79,19 +85,24 @@ class Ear:
         """Hear it no more."""
         topic = channel.PREFIX + saying.TEXT.format(run_id=run_id)
         self._runs.pop(topic, None)
-        with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
+        with contextlib.suppress(Exception):
             if self._subscription is not None:
                 await self._subscription.unsubscribe(topic)
 
-    async def text_of(self, run_id: uuid.UUID, fence: int) -> list[dict[str, Any]]:
-        """The pieces that are kept of an activation's live text; [] if there are none, or Redis is away."""
-        if self._client is None:
+    async def text_of(self, run_id: uuid.UUID, fence: int) -> list[dict[str, Any]] | None:
+        """The pieces that are kept of an activation's live text; None when Redis did not answer, and may again.
+
+        [] without a subscription: `joined` tells when there is one.
+        """
+        client = self._client
+        if client is None:
             return []
         key = channel.PREFIX + saying.KEPT.format(run_id=run_id, fence=fence)
         try:
-            found = await self._client.lrange(key, 0, -1)
+            async with self._few:
+                found = await client.lrange(key, 0, -1)
         except (redis.RedisError, OSError, TimeoutError):
-            return []
+            return None
         return [piece for piece in map(_read, found) if isinstance(piece, dict)]
 
     async def _listen(self) -> None:
@@ -125,6 +136,8 @@ class Ear:
             if now - pinged_at >= _PING_SECONDS:
                 pinged_at = now
                 await subscription.ping()
+                if missing := [topic for topic in self._runs if topic.encode() not in subscription.channels]:
+                    await subscription.subscribe(*missing)
 
     def _take(self, kind: str, topic: Any, data: Any) -> None:
         topic = topic.decode() if isinstance(topic, bytes) else topic

@@ -52,6 +52,12 @@ def _database(url: str) -> dict[str, Any]:
         "CONN_MAX_AGE": 0,
         "OPTIONS": {
             "connect_timeout": 5,
+            # A server that has vanished without a word, as in a failover, is given up within a minute, not a quarter of
+            # an hour.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,
             # The queue's own statements are planned once a connection. A pooler that gives each transaction another one
             # must know protocol-level prepared statements (PgBouncer 1.21, max_prepared_statements), or this is "off".
             "prepare_threshold": None if _ENV.get("DATABASE_PREPARE") == "off" else 0,

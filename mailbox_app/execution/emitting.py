@@ -55,14 +55,15 @@ class _Recorder:
     def __init__(self) -> None:
         self._thread = Pool("mailbox-emitting", lambda: 1)
         self._changed = threading.Condition()
-        self._wanted: dict[uuid.UUID, tuple[float, Claim]] = {}
+        # By claim and turn: all turns of a run have one token, and each emits for itself.
+        self._wanted: dict[tuple[uuid.UUID, int], tuple[float, Claim]] = {}
         self._is_running, self._is_recording, self._is_connected, self._looks_at = False, False, False, 0.0
 
     def want(self, claim: Claim, seconds: float) -> None:
         """Record what it has emitted after so long; a claim that waits already keeps its time."""
         at = time.monotonic() + seconds
         with self._changed:
-            self._wanted.setdefault(claim.token, (at, claim))
+            self._wanted.setdefault((claim.token, claim.turn), (at, claim))
             if at < self._looks_at:
                 self._changed.notify()
             if self._is_running:
@@ -79,7 +80,7 @@ class _Recorder:
         """Wait while it records, and have its connection closed if nothing else is to be recorded."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_recording)
-            self._wanted = {token: want for token, want in self._wanted.items() if not want[1].emitted.is_empty}
+            self._wanted = {name: want for name, want in self._wanted.items() if not want[1].emitted.is_empty}
             self._changed.notify_all()
             if self._wanted or not self._is_connected:
                 return
@@ -103,10 +104,10 @@ class _Recorder:
                 self._changed.notify_all()
             while self._wanted:
                 now = time.monotonic()
-                due = sorted((at, token) for token, (at, _) in self._wanted.items() if at <= now)
+                due = sorted((at, name) for name, (at, _) in self._wanted.items() if at <= now)
                 if due:
                     self._is_recording = self._is_connected = True
-                    return [self._wanted.pop(token)[1] for _, token in due[:_MOST_TOGETHER]]
+                    return [self._wanted.pop(name)[1] for _, name in due[:_MOST_TOGETHER]]
                 self._looks_at = min(at for at, _ in self._wanted.values())
                 self._changed.wait(self._looks_at - now)
             self._is_running = False

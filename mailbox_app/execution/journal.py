@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
 
+from mailbox_app import saying
 from mailbox_app.conf import conf
 from mailbox_app.errors import Permanent, ReplayMismatch, Stop
 from mailbox_app.execution import caller
@@ -174,6 +175,7 @@ class Journal:
                     raise
                 facts = {"run_id": self._claim.run_id, "error": type(error).__name__}
                 observe("verb.retried", level=logging.WARNING, **facts)
+                saying.doubt(self._claim.thread_id)
                 connection.close()
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from django.db import InterfaceError, OperationalError, connection
 
-from mailbox_app import outcomes
+from mailbox_app import outcomes, saying
 from mailbox_app.conf import conf
 from mailbox_app.errors import LeaseLost
 from mailbox_app.execution.together import Together
@@ -52,6 +52,7 @@ def tell(
             if time.monotonic() >= give_up_at:
                 raise
             observe("settle.retried", level=logging.WARNING, dispatch_id=claim.dispatch_id, error=type(error).__name__)
+            saying.doubt(claim.thread_id)
             connection.close()
             time.sleep(pause)
             pause = min(2 * pause, 2.0)

@@ -18,7 +18,7 @@ from tests.chaos.load import assert_healthy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-EVENTS, RATE = 30, 10
+EVENTS, RATE = 60, 10
 # Clients of each thread and of each run; as many post runs of their own.
 THREADS, CLIENTS = 2, 2
 # So much of each stream is told before anything is killed.

@@ -62,13 +62,15 @@ class Tail:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self._read: dict[str, list[bytes]] = {"out": [], "notes": []}
+        self._collecting: list[threading.Thread] = []
         out = self.process.stdout
         if through:
             out = subprocess.Popen(through, stdin=out, stdout=subprocess.PIPE).stdout
             assert self.process.stdout is not None
             self.process.stdout.close()
         for name, pipe in (("out", out), ("notes", self.process.stderr)):
-            threading.Thread(target=self._collect, args=(name, pipe), daemon=True).start()
+            self._collecting.append(threading.Thread(target=self._collect, args=(name, pipe), daemon=True))
+            self._collecting[-1].start()
 
     def _collect(self, name: str, pipe: Any) -> None:
         while piece := pipe.read1():
@@ -91,7 +93,10 @@ class Tail:
 
     def code(self) -> int:
         """How it ends by itself."""
-        return self.process.wait(PATIENCE_SECONDS)
+        code = self.process.wait(PATIENCE_SECONDS)
+        for one in self._collecting:  # what it said last may still be on its way
+            one.join(PATIENCE_SECONDS)
+        return code
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)

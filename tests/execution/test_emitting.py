@@ -82,6 +82,13 @@ def executing(agent: Callable[[Context], Any], register: Register, keeper: Lease
     return claim, start(lambda: runner.run(claim, keeper=keeper, own_process=False))
 
 
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorder comes no sooner than a minute after an event, however slow the agent is."""
+    monkeypatch.setattr(emitting, "_SOON_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("late")
 @pytest.mark.parametrize(
     ("verb", "kind"),
     [
@@ -164,13 +171,14 @@ def test_what_was_emitted_past_the_time_limit_s_warning_is_recorded_before_the_r
         ctx.emit("Seen", 1)
         over.wait(30)
 
-    running = start(lambda: perform(agent, timeout_seconds=0.1))
+    running = start(lambda: perform(agent, timeout_seconds=1.0))
     until(lambda: Event.objects.filter(kind="RunRescheduled").exists(), "the time limit")
     over.set()
     claim = running.result(30)
     assert scene.kinds(claim)[-2:] == ["Seen", "RunRescheduled"]
 
 
+@pytest.mark.usefixtures("late")
 def test_what_a_worker_that_lost_its_lease_had_emitted_is_lost_and_the_next_attempt_emits_it(
     perform: Perform, again: Again, settings: Any
 ) -> None:
@@ -179,7 +187,7 @@ def test_what_a_worker_that_lost_its_lease_had_emitted_is_lost_and_the_next_atte
 
     def agent(ctx: Context) -> None:
         ctx.emit("Begun")
-        ctx.checkpoint()  # the recorder comes no sooner than a minute from here
+        ctx.checkpoint()
         ctx.emit("Seen", ctx.attempt)
         if ctx.attempt > 1:
             return
@@ -267,9 +275,14 @@ def test_a_run_s_events_are_recorded_by_few_transactions(perform: Perform, setti
 
 
 def test_the_recorder_does_not_come_sooner_because_a_verb_has_just_been_there(
-    paused: Callable[..., tuple[Pausing, Any]], register: Register, keeper: LeaseKeeper, settings: Any
+    paused: Callable[..., tuple[Pausing, Any]],
+    register: Register,
+    keeper: LeaseKeeper,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "emit_seconds": 60.0}
+    monkeypatch.setattr(emitting, "_SOON_SECONDS", 1.0)
     has_emitted, may_go = threading.Event(), threading.Event()
 
     def agent(ctx: Context) -> None:
@@ -304,6 +317,7 @@ def test_a_full_batch_is_recorded_by_the_agent_itself(perform: Perform, settings
     assert seen(claim) == list(range(7))
 
 
+@pytest.mark.usefixtures("late")
 def test_much_to_record_is_a_full_batch_too(perform: Perform, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "emit_batch": 10_000, "emit_seconds": 60.0, "max_metadata_bytes": 600_000}
     left: list[bool] = []
@@ -317,6 +331,7 @@ def test_much_to_record_is_a_full_batch_too(perform: Perform, settings: Any) -> 
     assert left == [True]
 
 
+@pytest.mark.usefixtures("late")
 def test_a_batch_whose_commit_was_not_answered_is_recorded_once(
     perform: Perform, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,9 +341,9 @@ def test_a_batch_whose_commit_was_not_answered_is_recorded_once(
     def agent(ctx: Context) -> None:
         ctx.emit("Seen", 1)
         ctx.emit("Seen", 2, key="two")
-        monkeypatch.setattr(connection, "run_and_clear_commit_hooks", forgetful)
-        checkpoint.reach(claim_of(ctx))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "run_and_clear_commit_hooks", forgetful)
+            checkpoint.reach(claim_of(ctx))
         assert not claim_of(ctx).emitted.is_empty, "nobody has told that it was committed"
         ctx.emit("Seen", 3)
         ctx.checkpoint()
@@ -365,6 +380,7 @@ def test_the_recorder_outlives_its_connection(
     assert broken
 
 
+@pytest.mark.usefixtures("late")
 def test_a_run_that_is_over_leaves_nothing_to_the_recorder(perform: Perform, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "emit_seconds": 60.0}
     claims: list[Claim] = []
@@ -393,6 +409,17 @@ def test_each_turn_records_its_own(perform: Perform) -> None:
     assert list(turns) == [(1, 1), (2, 1)]
     kinds = scene.kinds(claim)
     assert kinds.index("Seen") < kinds.index("TurnStarted")
+
+
+def test_an_event_of_a_later_turn_waits_no_longer_than_one_of_the_first(perform: Perform) -> None:
+    def agent(ctx: Context) -> None:
+        ctx.emit("Seen", ctx.turn)
+        if ctx.turn == 1:
+            submit.messages(scope=scene.SCOPE, thread_id=ctx.thread_id, messages=["more"], boundary="on_natural_end")
+        else:
+            until(lambda: seen(claim_of(ctx)) == [1, 2], "the event of an agent that is silent then")
+
+    assert scene.run(perform(agent)).status == "done"
 
 
 def test_a_thread_that_a_turn_has_left_behind_emits_nothing_in_the_next(perform: Perform) -> None:

@@ -1,6 +1,7 @@
 """The subscription of a web process: whose text is heard, whenever it was asked for."""
 
 import asyncio
+import threading
 import uuid
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import redis.asyncio.client
 
 from mailbox_app import channel, saying
+from mailbox_app.api.v1 import stream_rights, stream_rows
 from mailbox_app.api.v1.stream_hub import Hub
 from mailbox_app.api.v1.stream_rights import Right
 from mailbox_app.hearing import Ear
@@ -114,3 +116,43 @@ def test_who_comes_while_the_last_one_s_subscription_is_being_given_up_is_told_o
             return found
 
     assert asyncio.run(heard())
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("question", ["standing", "heads"])
+def test_a_database_that_does_not_answer_keeps_no_stuck_client_from_being_cut(
+    question: str, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_rights_seconds": 0.05, "stream_poll_seconds": 0.05}
+    is_asked, may_answer, asked = threading.Event(), threading.Event(), []
+
+    def hanging(given: Any) -> Any:
+        asked.append(given)
+        is_asked.set()
+        assert may_answer.wait(30)
+        return set() if question == "standing" else {}
+
+    class Stuck(Watching):
+        was_cut = False
+
+        def is_stuck(self, now: float) -> bool:
+            return is_asked.is_set()
+
+        def cut(self, *, is_closed: bool) -> None:
+            self.was_cut = True
+
+    async def cut() -> bool:
+        hub, client = Hub(), Stuck()
+        feed = hub.join(client, uuid.uuid4(), head=0)
+        try:
+            async with asyncio.timeout(10):
+                while not client.was_cut:
+                    await asyncio.sleep(0.01)
+        finally:
+            may_answer.set()
+            hub.leave(client, feed)
+        return client.was_cut
+
+    monkeypatch.setattr(stream_rights if question == "standing" else stream_rows, question, hanging)
+    assert asyncio.run(cut())
+    assert len(asked) == 1, "it is not asked again while it does not answer"

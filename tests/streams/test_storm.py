@@ -9,6 +9,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,13 +21,20 @@ from tests.operations import scene
 from tests.streams import table
 from tests.streams.conftest import emit, going
 from tests.streams.crowd import Crowd, Reader, crowd
-from tests.streams.web import Web
+from tests.streams.web import Web, web_process
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow, pytest.mark.timeout(400)]
 
 CLIENTS = int(os.environ.get("MAILBOX_STORM_CLIENTS") or 500)
 THREADS = 20
 EVENTS_A_SECOND = 50.0
+
+
+@pytest.fixture
+def web(transactional_db: None, tmp_path: Path) -> Iterator[Web]:
+    """It asks nobody's credentials again while statements are counted."""
+    with web_process(tmp_path, settings='{"stream_rights_seconds": 3600}') as web:
+        yield web
 
 
 def test_clients_that_are_all_dropped_at_once_and_come_back_at_once_have_each_event_once(

@@ -6,16 +6,19 @@ from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailbox_app import metrics
+from mailbox_app import channel, metrics
 from mailbox_app.execution.live import LiveText
-from mailbox_app.models import Run
+from mailbox_app.models import Run, Thread
 from mailbox_app.operations import cancel, checkpoint, recover, settle, threads
+from mailbox_app.operations import emit as events
 from mailbox_app.operations.ownership import Claim
+from mailbox_app.watching import text as watching
 from tests import make
 from tests.operations import asking, scene
 from tests.races.actors import start, until
@@ -271,6 +274,28 @@ def test_a_durable_message_closes_what_was_said_live(opened: Open) -> None:
     assert [one.data["text"] for one in late.heard if one.name == "delta"] == ["Two."]
 
 
+def test_live_text_that_redis_did_not_give_when_it_was_asked_for_is_asked_for_again(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent says it once, and nothing more for long."""
+    refused: list[Any] = []
+    lrange = redis.asyncio.Redis.lrange
+
+    async def at_last(client: Any, *given: Any) -> Any:
+        if len(refused) < 2:
+            refused.append(given)
+            raise redis.TimeoutError
+        return await lrange(client, *given)
+
+    taken = scene.posted_and_taken()
+    live = LiveText(taken)
+    live.delta("Let me see.")
+    until(lambda: watching.kept(taken.run_id, taken.fence), "it is kept")
+    monkeypatch.setattr(redis.asyncio.Redis, "lrange", at_last)
+    opened(f"/threads/{taken.thread_id}/events/stream").until_named("delta", offset=0, text="Let me see.")
+    assert len(refused) == 2
+
+
 def test_a_deleted_thread_ends_its_streams(opened: Open) -> None:
     taken = scene.posted_and_taken()
     client = opened(f"/threads/{taken.thread_id}/events/stream")
@@ -279,6 +304,21 @@ def test_a_deleted_thread_ends_its_streams(opened: Open) -> None:
     threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
     assert client.to_the_end()[-1] == Heard("end", {"thread_id": str(taken.thread_id), "status": "deleted"})
     assert opened(f"/threads/{taken.thread_id}/events/stream").status == 410
+
+
+def test_who_is_far_behind_a_thread_that_is_deleted_is_told_all_of_it_first(opened: Open, settings: Any) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "stream_poll_seconds": 1.0}
+    taken = scene.posted_and_taken()
+    client = opened(f"/threads/{taken.thread_id}/events/stream")
+    client.until_named("RunStarted")
+    with channel.silenced():
+        with Thread.objects.fence(taken.thread_id) as thread:
+            for number in range(250):
+                events.of_run(thread, "Told", scene.run(taken), number=number)
+        settle.complete(taken, output="done")
+        threads.delete(scope=scene.SCOPE, thread_id=taken.thread_id)
+    client.until_named("end", thread_id=str(taken.thread_id), status="deleted")
+    assert [one.name for one in client.heard][-3:] == ["RunFinished", "ThreadDeleted", "end"]
 
 
 def test_a_silent_stream_sends_comments_and_has_its_client_come_back_after_a_while(opened: Open, settings: Any) -> None:

@@ -1,5 +1,6 @@
 """Live text: pieces put together whatever is lost, late or doubled; kept for who comes late, in bounded space."""
 
+import contextlib
 import json
 import random
 import uuid
@@ -198,6 +199,50 @@ def test_what_an_activation_has_said_is_deleted_with_its_end_and_what_it_says_th
     listener.close()
 
 
+@pytest.mark.usefixtures("_own")
+def test_what_was_said_while_redis_was_away_is_kept_and_told_once_it_is_back_though_nothing_more_is_said(
+    own_redis: Redis, settings: Any
+) -> None:
+    settings.MAILBOX = {**settings.MAILBOX, "broker_retry_seconds": 0.1}
+    run_id, thread_id = uuid.uuid4(), uuid.uuid4()
+    speech = saying.Speech(run_id=run_id, fence=1, attempt=1)
+    speech.say("before ")
+    until(lambda: kept_of(run_id) == "before ", "it is kept")
+    own_redis.stop()
+    saying.recorded({thread_id: 5})
+    speech.say("meanwhile ")
+    until(lambda: speech._piece == (7, "meanwhile ") and speech._sent == 7, "it was tried and not taken")
+    speech.say("and again")
+    own_redis.start()
+    with contextlib.closing(redis.Redis.from_url(conf.redis_url).pubsub()) as listener:
+        listener.subscribe(f"mailbox:{saying.EVENTS}", f"mailbox:run:{run_id}")
+        until(lambda: kept_of(run_id).endswith("meanwhile and again"), "what was said is kept")
+        heard = RunText(run_id, fence=1)
+        notices: dict[str, int] = {}
+
+        def has_heard_all() -> bool:
+            received = listener.get_message(timeout=1)
+            if received is not None and received["type"] == "message":
+                told = json.loads(received["data"])
+                notices.update(told) if "text" not in told else heard.add(told, anyhow=True)
+            return heard.tail(7) == (7, "meanwhile and again") and notices == {str(thread_id): 5}
+
+        until(has_heard_all, "what was said and recorded is told")
+    speech.end()
+
+
+def test_a_message_that_closes_what_was_not_sent_yet_closes_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saying._mouth_of_process(), "speak", lambda speech: None)
+    speech = saying.Speech(run_id=uuid.uuid4(), fence=1, attempt=1)
+    speech.say("said ")
+    speech.commands()
+    speech.close()
+    assert not speech.answered([])
+    speech.say("later")
+    told = json.loads(speech.commands()[-1][-1])
+    assert (told["closed"], told["offset"], told["text"]) == (5, 5, "later")
+
+
 def test_who_speaks_while_redis_is_away_is_neither_slowed_nor_grows(own_redis: Redis, settings: Any) -> None:
     settings.MAILBOX = {**settings.MAILBOX, "redis_url": own_redis.url}
     channel.forget_failures()
@@ -208,4 +253,5 @@ def test_who_speaks_while_redis_is_away_is_neither_slowed_nor_grows(own_redis: R
     with speech._lock:
         assert sum(map(len, speech._unsent)) <= 2 * saying.MOST_TEXT
         assert sum(map(len, speech._kept)) <= 2 * saying.MOST_TEXT
+    speech.end()
     channel.forget_failures()

@@ -298,7 +298,9 @@ def test_a_time_limit_ends_a_run_where_transactions_are_real(mailbox: Mailbox, r
 def _sessions() -> set[int]:
     """The server processes that serve this database."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+        )
         return {pid for (pid,) in cursor.fetchall()}
 
 
@@ -318,7 +320,7 @@ def test_what_recorded_a_running_agent_s_events_lets_go_of_the_database(
     before = _sessions()
     mailbox.run_until_idle()
     testing.assert_run_finished(run, output=1)
-    until(lambda: _sessions() <= before, "the recorder's end", seconds=2.0)
+    until(lambda: _sessions() <= before, "the recorder's end", seconds=4.0)
 
 
 class InsideATestCase(TestCase):

@@ -19,7 +19,7 @@ from tests.walkthrough.browser import Browser, chromium
 pytestmark = [pytest.mark.slow, pytest.mark.both, pytest.mark.timeout(300)]
 
 # Slow enough to see it grow.
-WORD_SECONDS = "0.25"
+WORD_SECONDS = "0.4"
 LIVE, LINE = "#live pre", "#live p"
 EVENTS = "#timeline tbody td:nth-child(4)"
 STATUS = ".fieldBox.field-status .readonly"
@@ -107,7 +107,7 @@ def test_the_page_and_the_terminal_show_a_run_as_it_goes_on(
     stack: StackProcess, signed_in: Browser, tailing: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     page = signed_in
-    before = submitted(stack, "Refund A-10421")
+    before = submitted(stack, "Refund A-10420")  # it asks, and waits
     run = submitted(stack, "Refund A-10420", thread_id=before["thread_id"])
     tail = tailing(run["run_id"])
     opened(page, run["run_id"])
@@ -118,7 +118,7 @@ def test_the_page_and_the_terminal_show_a_run_as_it_goes_on(
     # What it stands behind goes away.
     assert stack.request("POST", f"/v1/runs/{before['run_id']}/cancel").status in (200, 202)
     page.see(lambda: page.text(STATUS) == "Running", "it is not seen to run")
-    page.see(lambda: "I am asking" in page.text(LIVE), "no live text")
+    page.see(lambda: "are above" in page.text(LIVE), "no live text")
     shot(page, "running")
     page.see(lambda: page.text(STATUS) == "Waiting", "it is not seen to wait")
     texts = [text for text in page.driver.execute_script("return window.texts") if text]
@@ -167,7 +167,7 @@ def test_a_server_that_is_away_and_a_session_that_is_over_are_told(stack: StackP
     page.see(lambda: page.text(LINE) == FOLLOWING, "it does not try again")
     assert stack.request("POST", f"/v1/runs/{run['run_id']}/cancel").status == 200
     page.see(lambda: page.text(STATUS) == "Done")
-    run = submitted(stack, "Refund A-10421")
+    run = submitted(stack, "Refund A-10420")
     opened(page, run["run_id"])
     page.see(lambda: page.text(LINE) == FOLLOWING)
     page.driver.delete_all_cookies()

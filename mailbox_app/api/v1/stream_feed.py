@@ -40,6 +40,8 @@ class Feed:
 
     def __init__(self, thread_id: uuid.UUID, *, head: int) -> None:
         self.thread_id, self.head, self.floor = thread_id, head, head
+        # Where its reading began: it has not seen which messages there are before.
+        self.began = head
         self.fence = 0
         self.open_run_id: uuid.UUID | None = None
         self.is_gone = False
@@ -71,7 +73,8 @@ class Feed:
             self._bytes += len(told.frame)
         self.close(found.told)
         self.head, self.fence, self.open_run_id = max(self.head, found.head), found.fence, found.open_run_id
-        self.is_gone = found.is_gone
+        # Not before all of its events were read: who is told that it is gone leaves.
+        self.is_gone = found.is_gone and not found.has_more
         if self.text is not None and (self.text.run_id != self.open_run_id or self.text.fence < self.fence):
             self.text = None
         while len(self._recent) > conf.stream_buffer_entries or self._bytes > _MOST_BYTES:
@@ -101,6 +104,9 @@ class Feed:
         if run_id != self.open_run_id:
             return Came.OLD
         if self.text is None:
+            # A message may hold it that stands between it and where this feed began.
+            if not anyhow and 0 < said_after(piece) < self.began:
+                return Came.AHEAD
             self.text = RunText(run_id, fence=self.fence, closed_at=self._closed_at)
         return self.text.add(piece, anyhow=anyhow)
 
@@ -108,3 +114,9 @@ class Feed:
         """Let each client look."""
         for client in self.clients:
             client.news.set()
+
+
+def said_after(piece: dict[str, Any]) -> int:
+    """The event after which a piece of live text was said; 0: that is not known."""
+    after = piece.get("after", 0)
+    return after if isinstance(after, int) else 0

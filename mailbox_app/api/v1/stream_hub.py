@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from django.db import DatabaseError, InterfaceError
 
 from mailbox_app.api.v1 import stream_cut, stream_rights, stream_rows
-from mailbox_app.api.v1.stream_feed import Client, Feed
+from mailbox_app.api.v1.stream_feed import Client, Feed, said_after
 from mailbox_app.api.v1.stream_rows import Found
 from mailbox_app.api.v1.stream_text import Came
 from mailbox_app.conf import conf
@@ -52,6 +52,7 @@ class Hub:
         self._has_work = asyncio.Event()
         self._pages: dict[tuple[Any, ...], asyncio.Task[Found | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._under_way: set[str] = set()
         # Events sent, and questions to the database, since they were counted last.
         self.sent = self._asked = 0
 
@@ -164,28 +165,47 @@ class Hub:
             feed.take(found)
             if found.has_more:
                 self._want(feed)
-            await self._tune(feed, before, fence)
         feed.wake()
+        if found is not None:
+            await self._tune(feed, before, fence)
 
     async def _tune(self, feed: Feed, before: uuid.UUID | None, fence: int) -> None:
         """Hear the run that is open now, and no other."""
         now = feed.open_run_id
         if before != now:
+            # Noted before anything is waited for: the feed's last client may leave meanwhile.
             if before is not None:
                 self._of_run.pop(before, None)
-                await self._ear.leave(before)
             if now is not None:
                 self._of_run[now] = feed
+            if before is not None:
+                await self._ear.leave(before)
+            if now is not None and self._of_run.get(now) is feed:
                 await self._ear.follow(now)
         elif now is not None and fence != feed.fence:
             self._start(self._fetch(feed, now, feed.fence))
 
     async def _fetch(self, feed: Feed, run_id: uuid.UUID, fence: int, piece: dict[str, Any] | None = None) -> None:
-        for number, kept in enumerate(await self._ear.text_of(run_id, fence)):
+        found = await self._ear.text_of(run_id, fence)
+        while found is None and self._of_run.get(run_id) is feed:  # its agent may say nothing more for long
+            await asyncio.sleep(_RETRY_SECONDS)
+            found = await self._ear.text_of(run_id, fence)
+        await self._learn(feed, run_id, [*(found or ()), *([] if piece is None else [piece])])
+        for number, kept in enumerate(found or ()):
             feed.hear(run_id, kept, anyhow=number == 0)
         if piece is not None:
             feed.hear(run_id, piece, anyhow=True)
         feed.wake()
+
+    async def _learn(self, feed: Feed, run_id: uuid.UUID, pieces: Sequence[dict[str, Any]]) -> None:
+        """Read what the run has recorded between this text and where the feed begins: a message there holds it."""
+        after = max(map(said_after, pieces), default=0)
+        while 0 < after < feed.began and self._of_run.get(run_id) is feed:
+            try:
+                feed.close(await self._ask(partial(stream_rows.closing, run_id, after, feed.began)))
+                return
+            except (DatabaseError, InterfaceError):
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _tend(self) -> None:
         looked_at = judged_at = time.monotonic()
@@ -199,10 +219,10 @@ class Hub:
             self._cut([client for client in self._clients() if client.is_stuck(now)])
             if now - judged_at >= conf.stream_rights_seconds:
                 judged_at = now
-                await self._judge()
+                self._unless_under_way(self._judge)
             if now - looked_at >= (conf.stream_poll_seconds if self._ear.is_up else conf.wait_poll_seconds):
                 looked_at = now
-                await self._look()
+                self._unless_under_way(self._look)
 
     def _clients(self) -> list[Client]:
         return [client for feed in self._feeds.values() for client in feed.clients]
@@ -241,6 +261,12 @@ class Hub:
             return  # whoever reads tells of it
         self._want(*(feed for feed in feeds if heads.get(feed.thread_id) != feed.head))
 
+    def _unless_under_way(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do it beside the rest, which a database that does not answer must not hold up."""
+        if work.__name__ not in self._under_way:
+            self._under_way.add(work.__name__)
+            self._start(_told_of(work)).add_done_callback(lambda _: self._under_way.discard(work.__name__))
+
     def _start(self, work: Coroutine[Any, Any, ValueT]) -> "asyncio.Task[ValueT]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -260,13 +286,17 @@ def hub() -> Hub:
 
 
 async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Nothing that one feed brings up may end the streams of all."""
     while True:
-        try:
-            await work()
-        except Exception as error:
-            observe("stream.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
-            await asyncio.sleep(_RETRY_SECONDS)
+        await _told_of(work)
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _told_of(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Nothing that one feed brings up may end the streams of all."""
+    try:
+        await work()
+    except Exception as error:
+        observe("stream.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
 
 
 async def _in_thread(read: Callable[[], ValueT]) -> ValueT:

@@ -14,6 +14,7 @@ from mailbox_app.models import Event, Kind, Role, ask, columns, loader
 
 # Events of one thread in one reading.
 PAGE = 100
+_CLOSING = (Kind.TURN_STARTED, Kind.MESSAGE_COMMITTED)
 
 _FACTS = """
     thread.id, thread.last_cursor, thread.pruned_cursor, thread.claim_count, thread.open_run_id,
@@ -86,6 +87,12 @@ def of_run(thread_id: uuid.UUID, run_id: uuid.UUID | None, cursor: int) -> Found
         return of_threads({thread_id: cursor}).get(thread_id)
     sql = _OF_RUN.replace("{columns}", columns(Event, "event"))
     return _found(ask(sql, {"thread": thread_id, "run": run_id, "cursor": cursor})).get(thread_id)
+
+
+def closing(run_id: uuid.UUID, after: int, until: int) -> list[Told]:
+    """The latest events of the run between these cursors that may hold what it said live before them."""
+    between = Event.objects.public().filter(run_id=run_id, cursor__gt=after, cursor__lte=until, kind__in=_CLOSING)
+    return [_told(event) for event in between.order_by("-cursor")[:PAGE]]
 
 
 def heads(thread_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
