@@ -68,12 +68,6 @@ def paused(perform: Perform) -> Iterator[Callable[..., tuple[Pausing, Any]]]:
         running.result(30)
 
 
-@pytest.fixture
-def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is emitted waits for its agent's next verb, however late that is."""
-    monkeypatch.setattr(emitting, "_SOON_SECONDS", 60.0)
-
-
 def executing(agent: Callable[[Context], Any], register: Register, keeper: LeaseKeeper) -> tuple[Claim, Any]:
     """Execute a run of this agent in a thread; returns its claim, which a test may hold against it, and its end."""
     name = register(agent, name="held")
@@ -101,7 +95,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["say", "spawn", "end", "suspend", "ask"],
 )
 def test_what_was_emitted_is_recorded_before_the_next_verb_s_own_and_by_its_transaction(
-    verb: Callable[[Context], Any], kind: str, perform: Perform, unrecorded: None
+    verb: Callable[[Context], Any], kind: str, perform: Perform
 ) -> None:
     def agent(ctx: Context) -> None:
         assert ctx.emit("Seen", 1) is None  # type: ignore[func-returns-value]
@@ -441,7 +435,8 @@ def test_a_thread_that_a_turn_has_left_behind_emits_nothing_in_the_next(perform:
     assert seen(perform(agent)) == [1]
 
 
-def test_an_async_agent_s_emits_wait_for_nothing_either(perform: Perform, unrecorded: None) -> None:
+@pytest.mark.usefixtures("late")
+def test_an_async_agent_s_emits_wait_for_nothing_either(perform: Perform) -> None:
     async def agent(ctx: AsyncContext) -> None:
         assert await ctx.aemit("Seen", 1) is None
         await ctx.aemit("Seen", 2)
