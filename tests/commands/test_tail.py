@@ -238,7 +238,13 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tail: Callable[..., Ta
     taken = scene.posted_and_taken()
     following = tail(taken.run_id, through=("head", "-n", "2"))
     following.until_out("RunQueued")
-    say(taken, "to nobody")
+    uses = itertools.count(1)
+
+    def has_noticed() -> bool:
+        say(taken, "to nobody", n=next(uses))  # once the reader is gone
+        return following.process.poll() is not None
+
+    following.until(has_noticed)
     assert following.code() == 1
     assert following.notes == ""
     assert len(following.out.splitlines()) == 2

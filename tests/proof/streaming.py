@@ -31,11 +31,12 @@ from tests.streams.served import serving
 COUNT = st.sampled_from((1, 1, 1, 2, 5))
 ACT = st.tuples(st.sampled_from(("speak", "speak", "emit", "emit", "say")), COUNT) | st.just(("crowd", 130))
 HOW = st.sampled_from(("ends", "ends", "fails", "is buried", "waits", "waits", "is lost"))
-# Notices that are lost are made up for soon, and a feed keeps little.
+# Notices that are lost are made up for soon, a stall of the machine loses none, and a feed keeps little.
 SETTINGS = {
     "wait_poll_seconds": 0.05,
     "stream_poll_seconds": 0.1,
     "broker_retry_seconds": 0.1,
+    "broker_timeout_seconds": 10.0,
     "stream_heartbeat_seconds": 0.2,
     "stream_buffer_entries": 7,
     "lease_seconds": 3600.0,

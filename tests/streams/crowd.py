@@ -42,6 +42,8 @@ class Reader:
                 f"Last-Event-ID: {self.last}\r\n\r\n".encode()
             )
             status = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            if status == b"503":  # it had no connection to spare: come back
+                return
             assert status in (b"200", b"204"), f"{self.path} was answered {status!r}"
             self.connections += 1
             self.has_ended = status == b"204"

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from mailbox_app.api.v1 import stream_hub
 from mailbox_project.asgi import application
 
 # Much longer than anything takes; a test that waits so long has failed.
@@ -48,6 +49,15 @@ def serving() -> Iterator[Server]:
         server.should_exit = True
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
+        _await_readers()
+
+
+def _await_readers() -> None:
+    """A reading that is under way holds locks on tables which the end of the test empties."""
+    are_idle = threading.Barrier(stream_hub._READERS + 1)
+    for _ in range(stream_hub._READERS):
+        stream_hub._readers.submit(are_idle.wait, PATIENCE_SECONDS)
+    are_idle.wait(PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)

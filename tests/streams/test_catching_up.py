@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests import make
 from tests.operations import scene
 from tests.races.actors import start
 from tests.streams.conftest import Open, emit
-from tests.streams.served import Server, listening
+from tests.streams.served import PATIENCE_SECONDS, Server, listening
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -24,13 +25,19 @@ def test_a_stream_from_now_has_what_comes_later_once_though_somebody_records_mea
     for _ in range(5):
         emit(taken, "Before")
 
+    is_shown = threading.Event()
+
     def more() -> None:
-        for _ in range(100):
+        for _ in range(50):
+            emit(taken, "During")
+        assert is_shown.wait(PATIENCE_SECONDS)
+        for _ in range(50):
             emit(taken, "During")
         emit(taken, "Last")
 
     recording = start(more)
     shown = make.api(scope=scene.SCOPE).get(f"/threads/{taken.thread_id}").json()
+    is_shown.set()
     now = shown["last_cursor"]
     client = opened(f"/threads/{taken.thread_id}/events/stream?cursor={now}")
     client.until_named("Last")

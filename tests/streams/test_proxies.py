@@ -78,7 +78,7 @@ def test_nginx_passes_the_stream_of_a_submission_on_and_a_client_that_leaves_is_
         client.until_named("RunStarted")
         emit(taken, "Told")
         client.until_named("Told")
-        assert subscriptions() == 1
+        until(lambda: subscriptions() == 1, "it is listened to")
     until(lambda: subscriptions() == 0, "nobody listens")
     assert Run.objects.get(pk=taken.run_id).status == RunStatus.RUNNING
 
@@ -88,10 +88,10 @@ def subscriptions() -> int:
 
 
 def test_heartbeats_keep_nginx_from_closing_a_silent_stream(front: Front, opened: Open, settings: Any) -> None:
-    settings.MAILBOX = {**settings.MAILBOX, "stream_heartbeat_seconds": 0.2}
+    settings.MAILBOX = {**settings.MAILBOX, "stream_heartbeat_seconds": 0.25}
     taken = scene.posted_and_taken()
-    client = opened(f"/runs/{taken.run_id}/events/stream", at=front(read_timeout="1s").url)
-    for _ in range(12):  # more than two of its patiences
+    client = opened(f"/runs/{taken.run_id}/events/stream", at=front(read_timeout="3s").url)
+    for _ in range(30):  # more than two of its patiences
         client.until(lambda one: one.data == "heartbeat")
     settle.complete(taken, output="done")
     client.to_the_end()

@@ -275,8 +275,8 @@ def test_a_thread_held_by_another_connection_is_waited_for(mailbox: Mailbox, reg
     holder = threading.Thread(target=hold)
     holder.start()
     assert is_held.wait(30)
-    threading.Timer(0.3, may_end.set).start()
     started = time.monotonic()
+    threading.Timer(0.3, may_end.set).start()
     assert mailbox.run_until_idle() == 1
     assert time.monotonic() - started >= 0.25
     holder.join()
