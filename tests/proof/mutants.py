@@ -14,7 +14,7 @@ API = "mailbox_app/api/v1"
 # Streams: each in any order, one by one, and in trouble.
 STREAMS = "tests/proof/test_streaming.py"
 STREAM, TROUBLE = "tests/streams/test_stream.py", "tests/streams/test_trouble.py"
-TEXT = "tests/streams/test_text.py"
+TEXT, LIVE_TEXT = "tests/streams/test_text.py", "tests/streams/test_live_text.py"
 TWO_WAYS = "tests/streams/test_text_and_events.py"
 
 
@@ -596,6 +596,36 @@ MUTATIONS = (
         f"{API}/stream_hub.py",
         (("            self._ear = Ear(self)\n", ""),),
         noticed_by=(f"{TROUBLE}::test_whoever_listens_again_hears_no_run_that_was_left",),
+    ),
+    Mutation(
+        "live text that Redis did not take is sent again",
+        "mailbox_app/saying.py",
+        (("        if not answers:\n            self._take_back()\n", ""),),
+        noticed_by=(TEXT,),
+    ),
+    Mutation(
+        "which event a lost answer leaves in doubt",
+        f"{EXECUTION}/journal.py",
+        (("                saying.doubt(self._claim.thread_id)\n", ""),),
+        noticed_by=(LIVE_TEXT,),
+    ),
+    Mutation(
+        "what a message holds that stands before the feed began",
+        f"{API}/stream_hub.py",
+        (("        await self._learn(feed, run_id, [", "        _ = (["),),
+        noticed_by=(LIVE_TEXT,),
+    ),
+    Mutation(
+        "a deleted thread's last events",
+        f"{API}/stream_feed.py",
+        (("found.is_gone and not found.has_more", "found.is_gone"),),
+        noticed_by=(f"{STREAM}::test_who_is_far_behind_a_thread_that_is_deleted_is_told_all_of_it_first",),
+    ),
+    Mutation(
+        "each turn's events are wanted for themselves",
+        f"{EXECUTION}/emitting.py",
+        (("setdefault((claim.token, claim.turn), ", "setdefault((claim.token, 1), "),),
+        noticed_by=(f"{EMITTING}::test_an_event_of_a_later_turn_waits_no_longer_than_one_of_the_first",),
     ),
     Mutation(
         "what was emitted goes before what is done next",

@@ -156,7 +156,20 @@ def test_a_subscription_that_failed_is_made_with_the_next_ping(
     assert not [name for name, _ in observed if name in ("stream.failed", "stream.deaf")]
 
 
-def test_who_comes_first_after_a_message_is_not_told_again_what_it_holds(opened: Open) -> None:
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One entry for each time that a feed has asked for what is kept, and taken it."""
+    fetch, found = Hub._fetch, []
+
+    async def noted(hub: Hub, *given: Any) -> None:
+        await fetch(hub, *given)
+        found.append(given)
+
+    monkeypatch.setattr(Hub, "_fetch", noted)
+    return found
+
+
+def test_who_comes_first_after_a_message_is_not_told_again_what_it_holds(opened: Open, fetched: list[Any]) -> None:
     """Redis does not know yet that it is closed; nor does it ever, if the process has ended in between."""
     taken = scene.posted_and_taken()
     live = LiveText(taken)
@@ -164,11 +177,29 @@ def test_who_comes_first_after_a_message_is_not_told_again_what_it_holds(opened:
     until(lambda: watching.kept(taken.run_id, taken.fence), "it is kept")
     checkpoint.say(taken, scene.entry("One.", verb="say"), "One.")
     client = opened(f"/threads/{taken.thread_id}/events/stream", last=str(scene.thread(taken).last_cursor))
+    until(lambda: fetched, "what is kept was asked for")
     emit(taken, "Told")
     client.until_named("Told")
     with channel.silenced():
         live.close()
     live.delta("Two.")
+    client.until_named("delta", offset=4, text="Two.")
+    assert [one.data["text"] for one in client.heard if one.name == "delta"] == ["Two."]
+
+
+def test_what_a_message_holds_and_was_on_its_way_when_somebody_came_is_not_told_either(
+    opened: Open, fetched: list[Any]
+) -> None:
+    taken = scene.posted_and_taken()
+    begun = scene.thread(taken).last_cursor
+    checkpoint.say(taken, scene.entry("One.", verb="say"), "One.")
+    client = opened(f"/threads/{taken.thread_id}/events/stream", last=str(scene.thread(taken).last_cursor))
+    until(lambda: fetched, "what is kept was asked for")
+    about = {"type": "delta", "fence": taken.fence, "turn": 1, "attempt": 1}
+    topic = saying.TEXT.format(run_id=taken.run_id)
+    channel.publish(topic, {**about, "after": begun, "closed": 0, "offset": 0, "text": "One."})
+    until(lambda: len(fetched) == 2, "it is asked what holds it")
+    channel.publish(topic, {**about, "after": begun + 1, "closed": 4, "offset": 4, "text": "Two."})
     client.until_named("delta", offset=4, text="Two.")
     assert [one.data["text"] for one in client.heard if one.name == "delta"] == ["Two."]
 
