@@ -214,6 +214,7 @@ DESCRIBED: dict[Kind, Described] = {
             _RUN,
             _MESSAGE,
             Field("message_seq", "number", "its number in the log"),
+            Field("producer_run_id", "id", "the run, if it has said it; null if it has read it", is_nullable=True),
             Field("role", "text", "`user`, `assistant`, `system` or `tool`"),
             Field("content", "anything", "text, or a list of parts"),
         ),

@@ -40,7 +40,7 @@ def answer(request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
     kept = None if found.fence is None else text.kept(run_id, found.fence)
     said = "" if kept is None else kept.text[-MOST_CHARACTERS:]
     of_rows = f"{found.text}/{int(time.time() / _STALE_SECONDS)}".replace(" ", "-")
-    heard = "" if kept is None or not said else f"{found.fence}-{kept.end}-{kept.closed}"
+    heard = "" if kept is None or not said else f"{found.fence}-{kept.turn}-{kept.end}-{kept.closed}"
     mark = f"{of_rows} {heard}"
     if request.GET.get("mark") == mark:
         return HttpResponse(status=204)

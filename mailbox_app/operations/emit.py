@@ -118,6 +118,7 @@ def message_committed(thread: Thread, message: Message, run: Run) -> Event:
                 "run_id": str(run.pk),
                 "message_id": str(message.pk),
                 "message_seq": message.seq,
+                "producer_run_id": None if message.producer_run_id is None else str(message.producer_run_id),
                 "role": message.role,
                 "content": message.content,
             },

@@ -95,10 +95,10 @@ def follow(target: Target, *, cursor: int = 0, is_live: bool = True) -> Iterator
 
 
 class _Voice:
-    """How far the live text of the latest activation was heard."""
+    """How far the live text of the latest activation was heard, of its latest turn."""
 
     def __init__(self) -> None:
-        self._of: tuple[uuid.UUID | None, int] = (None, 0)
+        self._of: tuple[uuid.UUID | None, int, int] = (None, 0, 0)
         self._end = self._closed = 0
         # Whether the events of the same look go before what was heard: its start is among them, or a message that has
         # closed what was said before.
@@ -110,11 +110,12 @@ class _Voice:
         if run_id is None or target.run_id not in (None, run_id):
             return None
         kept = text.kept(run_id, seen.fence)
-        if kept is None:
+        if kept is None or kept.turn != seen.turn:  # one is over, or its beginning comes with the next look
             return None
-        is_other = self._of != (run_id, seen.fence)
+        of = (run_id, seen.fence, kept.turn)
+        is_other = self._of != of
         if is_other:
-            self._of, self._end, self._closed = (run_id, seen.fence), 0, 0
+            self._of, self._end, self._closed = of, 0, 0
         self.comes_after = is_other or kept.closed > self._closed
         heard = max(self._end, kept.closed)
         self._closed, self._end = kept.closed, max(self._end, kept.end)

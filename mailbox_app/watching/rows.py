@@ -14,13 +14,14 @@ _MOST_COUNTED = 1_000
 
 _FACTS = """
     thread.last_cursor, thread.pruned_cursor, thread.claim_count, thread.open_run_id, thread.deleted_at IS NOT NULL,
-    run.status, run.termination ->> 'type'
+    opened.turn, run.status, run.termination ->> 'type'
 """
-_FACTS_WIDTH = 7
+_FACTS_WIDTH = 8
 # One snapshot: with fewer than a page there are no more events up to the last cursor.
 LOOK = f"""
     SELECT {_FACTS}, {{columns}}
     FROM mailbox_thread AS thread
+    LEFT JOIN mailbox_run AS opened ON opened.id = thread.open_run_id
     LEFT JOIN mailbox_run AS run ON run.id = %(run)s
     LEFT JOIN LATERAL (
         SELECT * FROM mailbox_event WHERE {{whose}} AND cursor > %(cursor)s ORDER BY cursor LIMIT {PAGE}
@@ -70,6 +71,8 @@ class Look:
     pruned: int
     fence: int
     open_run_id: uuid.UUID | None
+    # The turn of the open run; None without one.
+    turn: int | None
     is_deleted: bool
     # Of the run that is followed: its status and how it ended; None without one.
     status: str | None
@@ -117,11 +120,11 @@ def look(target: Target, cursor: int) -> Look | None:
     if not rows:
         return None
     load = loader(Event)
-    last, pruned, fence, open_run_id, is_deleted, status, ended = rows[0][:_FACTS_WIDTH]
+    last, pruned, fence, open_run_id, is_deleted, turn, status, ended = rows[0][:_FACTS_WIDTH]
     if target.run_id is not None and status is None:
         return None
     facts: dict[str, Any] = {"pruned": pruned, "fence": fence, "open_run_id": open_run_id, "is_deleted": is_deleted}
-    found = Look(head=last, status=status, ended=ended, **facts)
+    found = Look(head=last, turn=turn, status=status, ended=ended, **facts)
     events = [load(row[_FACTS_WIDTH:]) for row in rows]
     found.events = [event for event in events if event.pk is not None]
     if found.has_more:

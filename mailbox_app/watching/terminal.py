@@ -21,7 +21,7 @@ MOST_CHARACTERS = 200
 # A value that is longer stands behind those that are not.
 _LONG = 40
 # What every event repeats, and its line or the first one shows anyway.
-_REPEATED = frozenset({"thread_id", "run_id", "dispatch_id", "dispatch_epoch"})
+_REPEATED = frozenset({"thread_id", "run_id", "producer_run_id", "dispatch_id", "dispatch_epoch"})
 # Told only once there is something to count.
 _COUNTS = frozenset({"attempt_count", "lost_count"})
 _BAR = "  | "

@@ -11,17 +11,18 @@ from mailbox_app import channel, saying
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What an activation has said that no durable message holds; `start` and `closed` count its characters."""
+    """What an activation has said in its turn that no durable message holds; `start` and `closed` count characters."""
 
+    turn: int
     attempt: int
     start: int
     text: str
-    # How much of all it said is in messages.
+    # How much of all it said in its turn is in messages.
     closed: int
 
     @property
     def end(self) -> int:
-        """Characters it has said."""
+        """Characters it has said in its turn."""
         return self.start + len(self.text)
 
 
@@ -35,21 +36,24 @@ def kept(run_id: uuid.UUID, fence: int) -> Kept | None:
 def _joined(pieces: list[dict[str, Any]]) -> Kept | None:
     if not pieces:
         return None
+    turn = max(piece["turn"] for piece in pieces)
     start = end = closed = attempt = 0
     said = ""
     for piece in pieces:
+        if piece["turn"] < turn:
+            continue
         if piece["offset"] != end:  # something between was dropped
             said, start = "", piece["offset"]
         said += piece["text"]
         end = piece["offset"] + len(piece["text"])
         closed, attempt = max(closed, piece["closed"]), piece["attempt"]
     open_from = min(max(start, closed), end)
-    return Kept(attempt=attempt, start=open_from, text=said[open_from - start :], closed=closed)
+    return Kept(turn=turn, attempt=attempt, start=open_from, text=said[open_from - start :], closed=closed)
 
 
 def _read(data: Any) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody else's
         given = json.loads(data)
         numbers = {name: int(given[name]) for name in ("attempt", "offset", "closed")}
-        return {**numbers, "text": str(given["text"])}
+        return {**numbers, "turn": int(given.get("turn", 1)), "text": str(given["text"])}
     return None

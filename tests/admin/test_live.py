@@ -128,6 +128,21 @@ def test_live_text_is_new_without_the_page_being_so_and_ends_with_its_message(cl
     assert asked(client, taken.run_id) == {**(asked(client, taken.run_id) or {}), "text": ""}
 
 
+def test_the_text_of_another_turn_is_new_however_much_the_turn_before_has_said(client: Client) -> None:
+    first = scene.posted_and_taken()
+    LiveText(first).delta("one")
+    wait_until(lambda: (asked(client, first.run_id) or {})["text"] == "one", 20)
+    submit.messages(scope=scene.SCOPE, thread_id=first.thread_id, messages=["and"], boundary="on_natural_end")
+    second = settle.complete(first)
+    assert second is not None
+    mark = known(client, first.run_id)
+    LiveText(second).delta("two")
+    wait_until(lambda: asked(client, first.run_id, mark), 20)
+    found = asked(client, first.run_id, mark)
+    assert found is not None
+    assert found["text"] == "two"
+
+
 def test_without_redis_there_is_no_text_and_everything_else(client: Client, settings: Any) -> None:
     taken = scene.posted_and_taken()
     LiveText(taken).delta("I think")

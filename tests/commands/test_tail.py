@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,9 +26,9 @@ from mailbox_app.devtools.processes import wait_until
 from mailbox_app.execution.live import LiveText
 from mailbox_app.management.commands.mailbox_tail import INTERRUPTED
 from mailbox_app.models import Event, Run, Thread
-from mailbox_app.operations import checkpoint, prune, settle, threads, tick
+from mailbox_app.operations import checkpoint, prune, settle, submit, threads, tick
 from mailbox_app.operations.ownership import Claim
-from mailbox_app.watching import rows
+from mailbox_app.watching import rows, text
 from mailbox_app.watching.follow import End, Said, follow
 from mailbox_app.watching.rows import Target
 from mailbox_app.watching.terminal import Lines
@@ -207,6 +208,38 @@ def test_a_new_attempt_s_text_is_shown_from_its_beginning_after_what_has_happene
         "RunResumed",
     ]
     assert next_said(found) == (2, 0, "the second")
+
+
+def test_a_turn_s_text_is_shown_from_its_beginning_after_what_has_begun_it() -> None:
+    first = scene.posted_and_taken()
+    LiveText(first).delta("the first turn says much more")
+    found = follow(Target(thread_id=first.thread_id))
+    assert next_said(found) == (1, 0, "the first turn says much more")
+    LiveText(replace(first, turn=2)).delta("the second")  # the look that finds this text does not find its beginning
+    wait_until(lambda: kept_turn(first) == 2, PATIENCE_SECONDS)
+    assert not [one for one in follow(Target(thread_id=first.thread_id), is_live=False) if isinstance(one, Said)]
+    submit.messages(scope=scene.SCOPE, thread_id=first.thread_id, messages=["and"], boundary="on_natural_end")
+    assert settle.complete(first) is not None
+    begun = next(one for one in found if isinstance(one, Said) or one.kind == "TurnStarted")
+    assert isinstance(begun, Event)
+    assert next_said(found) == (1, 0, "the second")
+
+
+def test_text_of_a_turn_that_is_over_is_not_joined_to_that_of_the_next_one() -> None:
+    taken = scene.posted_and_taken()
+    about = {"attempt": 1, "closed": 0, "offset": 0}
+    pieces = [{**about, "turn": 1, "text": "first"}, {**about, "turn": 2, "text": "second"}]
+    pieces.append({**about, "turn": 1, "closed": 5, "text": "late"})
+    key = channel.PREFIX + saying.KEPT.format(run_id=taken.run_id, fence=taken.fence)
+    channel.send([("RPUSH", key, *map(json.dumps, pieces))])
+    kept = text.kept(taken.run_id, taken.fence)
+    assert kept is not None
+    assert (kept.turn, kept.start, kept.text, kept.closed) == (2, 0, "second", 0)
+
+
+def kept_turn(taken: Claim) -> int | None:
+    kept = text.kept(taken.run_id, taken.fence)
+    return None if kept is None else kept.turn
 
 
 def next_said(found: Iterator[Any]) -> tuple[int, int, str]:

@@ -17,6 +17,7 @@ from django.db import connection
 from mailbox_app.kinds import Kind
 from mailbox_app.models import Dispatch, Event, Message
 from mailbox_app.operations import cancel, checkpoint, claim, interrupt, post, recover, replay, settle
+from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.payloads import DESCRIBED, Correlation, Field, SeenBy
 from tests.operations import scene
 from tests.operations.telling import CASES, Verb
@@ -184,6 +185,20 @@ def test_each_message_that_enters_the_log_is_told_once_however_often_it_is_read(
     replay.one(dispatch_id=Dispatch.objects.dead_letters().get().pk, by="ann")
     scene.taken()
     assert Event.objects.filter(kind="MessageCommitted").count() == before
+
+
+def test_a_message_that_is_told_names_the_run_that_has_said_it() -> None:
+    taken = scene.posted_and_taken()
+    read = NewMessage(content="read", role="assistant")
+    post.to_thread(scope=scene.SCOPE, thread_id=taken.thread_id, messages=[read], if_active="steer")
+    assert [message.content for message in checkpoint.reach(taken, after_seq=1)] == ["read"]
+    checkpoint.say(taken, scene.entry("message", verb="say"), "said")
+    settle.complete(taken, output="answered")
+    told = [event.payload for event in Event.objects.filter(kind="MessageCommitted").order_by("cursor")]
+    run_id = str(taken.run_id)
+    assert [(one["content"], one["producer_run_id"]) for one in told] == [
+        ("read", None), ("said", run_id), ("answered", run_id),
+    ]  # fmt: skip
 
 
 def test_every_kind_is_described_and_comes_about() -> None:

@@ -15,6 +15,7 @@ API = "mailbox_app/api/v1"
 STREAMS = "tests/proof/test_streaming.py"
 STREAM, TROUBLE = "tests/streams/test_stream.py", "tests/streams/test_trouble.py"
 TEXT, LIVE_TEXT = "tests/streams/test_text.py", "tests/streams/test_live_text.py"
+TWO_WAYS = "tests/streams/test_text_and_events.py"
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ MUTATIONS = (
         "the place of live text among the events",
         f"{API}/stream.py",
         ((" or text.after > self.cursor", ""),),
-        noticed_by=("tests/streams/test_text_and_events.py",),
+        noticed_by=(TWO_WAYS,),
     ),
     Mutation(
         "the live text of the next turn",
         f"{API}/stream_text.py",
         (("if (fence, turn) > (self.fence, self.turn):", "if fence > self.fence:"),),
-        noticed_by=("tests/streams/test_text_and_events.py",),
+        noticed_by=(TWO_WAYS,),
     ),
     Mutation(
         "the end of what is kept of live text",
@@ -562,6 +563,12 @@ MUTATIONS = (
         f"{API}/stream_feed.py",
         (("self.text.close(one.cursor)", "pass"),),
         noticed_by=(f"{TROUBLE}::test_a_message_closes_what_was_said_live_also_when_nobody_was_told",),
+    ),
+    Mutation(
+        "a message that was given to the run closes no live text",
+        f"{API}/stream_rows.py",
+        (("producer == run_id and ", ""),),
+        noticed_by=(f"{TWO_WAYS}::test_a_message_that_a_run_reads_closes_nothing_of_what_it_says_whatever_its_role",),
     ),
     Mutation(
         "how far a piece of live text is closed",

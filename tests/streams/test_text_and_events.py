@@ -8,11 +8,14 @@ import pytest
 import redis
 
 from mailbox_app import channel
+from mailbox_app.api.v1 import stream_rows
 from mailbox_app.api.v1.stream_text import Came, RunText
 from mailbox_app.conf import conf
 from mailbox_app.execution.live import LiveText
 from mailbox_app.operations import checkpoint, recover, resume, settle, submit
+from mailbox_app.operations.inputs import NewMessage
 from mailbox_app.operations.ownership import Claim
+from tests import given
 from tests.operations import scene
 from tests.races.actors import until
 from tests.streams.conftest import Open, emit
@@ -108,6 +111,38 @@ def test_what_is_heard_later_than_the_message_that_holds_it_is_not_shown(opened:
     live.delta("Two.")
     client.until_named("delta", text="Two.")
     assert [text for _, text in deltas(client)] == ["One", "Two."]
+
+
+def test_a_message_that_a_run_reads_closes_nothing_of_what_it_says_whatever_its_role(opened: Open) -> None:
+    taken = scene.posted_and_taken()
+    client = opened(f"/threads/{taken.thread_id}/events/stream")
+    live = LiveText(taken)
+    live.delta("One.")
+    client.until_named("delta", offset=0, text="One.")
+    example = NewMessage(content="an example", role="assistant")
+    submit.messages(scope=scene.SCOPE, thread_id=taken.thread_id, messages=[example], boundary="next_step")
+    assert [message.content for message in checkpoint.reach(taken, after_seq=1)] == ["an example"]
+    client.until(is_said("an example"))
+    live.delta("Two.")
+    client.until_named("delta", offset=4, text="Two.")
+    said(taken, live, "One.Two.")
+    client.until(is_said("One.Two."))
+    live.delta("Three.")
+    client.until_named("delta", offset=8, text="Three.")
+    late = opened(f"/threads/{taken.thread_id}/events/stream")
+    late.until_named("delta", offset=8, text="Three.")
+    assert [text for _, text in deltas(late)] == ["Three."]
+
+
+@pytest.mark.parametrize(("role", "closes"), [("assistant", True), ("user", False)])
+def test_a_message_that_was_told_before_events_named_who_has_said_it_closes_by_its_role(
+    role: str, closes: bool
+) -> None:
+    run = given.run()
+    given.event(thread=run.thread, run_id=run.pk, kind="MessageCommitted", payload={"role": role})
+    found = stream_rows.of_run(run.thread_id, run.pk, 0)
+    assert found is not None
+    assert [one.closes for one in found.told] == [closes]
 
 
 def test_who_comes_while_text_is_still_kept_that_a_message_holds_is_not_shown_it(opened: Open) -> None:

@@ -53,7 +53,7 @@ class Told:
     cursor: int
     run_id: uuid.UUID | None
     kind: str
-    # Whether what its run said live until then is over: a message holds it, or the next turn has begun.
+    # Whether what its run said live until then is over: a message of its own holds it, or the next turn has begun.
     closes: bool
     frame: bytes
 
@@ -138,7 +138,14 @@ def _told(event: Event) -> Told:
         cursor=event.cursor,
         run_id=event.run_id,
         kind=event.kind,
-        closes=event.kind == Kind.TURN_STARTED
-        or (event.kind == Kind.MESSAGE_COMMITTED and event.payload.get("role") == Role.ASSISTANT),
+        closes=event.kind == Kind.TURN_STARTED or (event.kind == Kind.MESSAGE_COMMITTED and _is_its_own(event)),
         frame=frame(event.kind, _serializer().to_representation(event), cursor=event.cursor),
     )
+
+
+def _is_its_own(event: Event) -> bool:
+    """Whether the run has said the message; else it was given it to read, in whatever role."""
+    run_id = str(event.run_id)
+    # What was recorded before there was such a field is judged by the role alone.
+    producer: str | None = event.payload.get("producer_run_id", run_id)
+    return producer == run_id and event.payload.get("role") == Role.ASSISTANT
