@@ -101,7 +101,9 @@ class _Recorder:
                 for claim in claims:
                     self._record_or_tell([claim])
             else:  # its next verb meets it too, and tells the agent
-                observe("emit.failed", level=logging.ERROR, error=type(error).__name__, message=str(error)[:200])
+                # Its first line: PostgreSQL's next one may hold what the agent emitted.
+                message = str(error).partition("\n")[0][:200]
+                observe("emit.failed", level=logging.ERROR, error=type(error).__name__, message=message)
 
     def _due(self) -> list[Claim]:
         """Wait until some are due, and take them; none when none is wanted, and the thread has ended then."""
