@@ -28,6 +28,7 @@ from tests.races.actors import until
 from tests.streams.conftest import Open, emit
 from tests.streams.served import Listening
 from tests.streams.test_hearing import Watching
+from tests.streams.test_trouble import listeners
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -141,7 +142,11 @@ def test_a_run_is_heard_though_the_one_before_could_not_be_left(opened: Open, mo
 def test_a_subscription_that_failed_is_made_with_the_next_ping(
     opened: Open, monkeypatch: pytest.MonkeyPatch, observed: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    monkeypatch.setattr("mailbox_app.hearing._PING_SECONDS", 0.1)
+    monkeypatch.setattr("mailbox_app.hearing._PING_SECONDS", 1.0)
+    idle = scene.posted_and_taken()
+    settle.complete(idle, output="done")
+    opened(f"/threads/{idle.thread_id}/events/stream").until_named("RunFinished")
+    until(lambda: listeners() == 1, "the subscription that a run is added to")
     subscribe, failed = redis.asyncio.client.PubSub.subscribe, []
 
     async def once(subscription: Any, *topics: str) -> Any:
